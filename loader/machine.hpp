@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What the engine asks of the machine. The adapter implements it with BPF
+// programs and hypertier.ko, the tests with a memory of their own; the engine
+// knows neither libbpf nor a system call.
+//
+// Every buffer is shared with the kernel: the caller fills entries in place,
+// makes the call, reads the answers in place. The fields' meaning and errors
+// are those of <hypertier/abi.h>.
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include <hypertier/abi.h>
+
+#include "result.hpp"
+
+namespace hypertier {
+
+class Machine {
+ public:
+  virtual ~Machine() = default;
+
+  virtual std::span<tier_range> ranges() = 0;            // HT_RANGES_MAX
+  virtual std::span<tier_pair> admits() = 0;             // HT_ADMITS_MAX
+  virtual std::span<tier_result> results() = 0;          // HT_ADMITS_MAX
+  virtual ht_spaces_run& spaces() = 0;
+  virtual std::span<const ht_mapping> mappings() = 0;    // HT_MAPPINGS_MAX
+  virtual ht_walks_run& walks() = 0;
+  virtual std::span<const ht_page_t> pages() = 0;        // HT_PAGES_MAX
+  virtual std::span<ht_pair> pairs() = 0;                // HT_PAIRS_MAX
+
+  // One BPF run each. An error means that the run itself failed; what
+  // happened to an entry is in the entry, what happened to the policy in
+  // run.status.
+  [[nodiscard]] virtual Result<> run_spaces() = 0;
+  [[nodiscard]] virtual Result<> run_classify(ht_run& run) = 0;
+  [[nodiscard]] virtual Result<> run_admit(ht_run& run) = 0;
+  [[nodiscard]] virtual Result<> run_moved(ht_run& run) = 0;
+  [[nodiscard]] virtual Result<> run_walks() = 0;
+  [[nodiscard]] virtual Result<> run_exchange(ht_exchange_run& run) = 0;
+};
+
+// Where counts come from: one epoch's worth at a time.
+class SampleSource {
+ public:
+  virtual ~SampleSource() = default;
+
+  // Ends the epoch of the range maps: flips the sets, waits until no sampler
+  // is in the old one, and hands over every granule that was touched. The
+  // reference is valid during the call only.
+  [[nodiscard]] virtual Result<> drain(const std::function<void(const ht_granule&)>& fold) = 0;
+
+  // The space is gone or unmapped [start, end): its granules may be reused.
+  virtual void forget(__u64 space, __u64 start, __u64 end) = 0;
+
+  // Sum over all CPUs, since start.
+  virtual ht_sampler_stats stats() = 0;
+};
+
+}  // namespace hypertier
