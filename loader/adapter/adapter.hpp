@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The one owner of the sampler's, the process watcher's and the mover's BPF
+// objects: everything that tierd needs of the kernel, without libbpf in the
+// interface.
+//
+//   auto module = Module::open();                 // /dev/hypertier
+//   auto tiers = discover_tiers(...);             // tiers.hpp
+//   module->set_tiers(tiers->masks());
+//   auto adapter = Adapter::open({});             // loads; nothing runs yet
+//   auto source = choose_source(...);             // sources/source.hpp
+//   settings.seat(); adapter->start(*source);     // first seat
+//   poll {adapter->events_fd(), POLLIN} -> adapter->events(handler)
+//   engine.epoch(adapter->machine(), adapter->samples(), ...)
+//   adapter->stop(); settings.restore();          // last unload
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+
+#include <hypertier/abi.h>
+
+#include "machine.hpp"
+#include "result.hpp"
+#include "sources/source.hpp"
+
+namespace hypertier {
+
+struct AdapterOptions {
+  std::uint32_t granules = 0;  // 2 MiB granules that can be tracked at once; 0: from RAM size
+  std::filesystem::path pins = "/sys/fs/bpf/hypertier/v1";  // empty: pin nothing
+  Roots roots;
+};
+
+// What the sampler program itself costs, from the kernel's BPF statistics.
+struct SamplerCost {
+  std::uint64_t ns_total = 0;
+  std::uint64_t runs_total = 0;
+};
+
+struct GranuleUse {
+  std::uint32_t used = 0;  // slots that hold a granule, or wait to be recycled
+  std::uint32_t capacity = 0;
+};
+
+class Adapter {
+ public:
+  // Loads all BPF objects (hypertier.ko must be there) and pins the data maps.
+  // Nothing is attached: no sample is taken, no process event is delivered.
+  static Result<std::unique_ptr<Adapter>> open(const AdapterOptions& options = {});
+
+  virtual ~Adapter() = default;  // stops and unpins
+
+  virtual Machine& machine() = 0;
+  virtual SampleSource& samples() = 0;
+
+  // Starts watching processes and sampling on every CPU. Sends an
+  // HT_SPACE_TASK event for each process that already runs through the first
+  // events() call. On error nothing runs.
+  [[nodiscard]] virtual Result<> start(const ChosenSource& source) = 0;
+
+  // Sampling ends, every granule is forgotten, no process is watched. Does
+  // nothing when not started.
+  virtual void stop() = 0;
+  virtual bool running() const = 0;
+
+  // Process events: poll the descriptor for POLLIN, then call events().
+  // Valid as long as the adapter is. After an overflow of the ring the handler
+  // sees HT_SPACE_TASK events for all running processes again, preceded by
+  // on_rescan: whatever is not named by then is gone.
+  virtual int events_fd() const = 0;
+  [[nodiscard]] virtual Result<> events(const std::function<void(const ht_space_event&)>& handler,
+                                        const std::function<void()>& on_rescan) = 0;
+
+  // Since open(); 0 while the kernel's BPF statistics cannot be had.
+  virtual SamplerCost cost() const = 0;
+  virtual GranuleUse granules() const = 0;
+
+  // Sampling CPUs, and those of the online ones that could not be opened.
+  virtual std::uint32_t sampling_cpus() const = 0;
+};
+
+// Granules for so much RAM: four times what RAM holds, at least 8192.
+std::uint32_t granules_for(std::uint64_t ram_bytes);
+
+// Removes what a dead tierd left pinned; true if there was something.
+// Refuses while another one lives only by the caller's lock.
+Result<bool> remove_stale_pins(const std::filesystem::path& pins = "/sys/fs/bpf/hypertier/v1");
+
+}  // namespace hypertier

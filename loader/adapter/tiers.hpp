@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Which NUMA nodes are fast and which are slow, and how much room they have.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <hypertier/abi.h>
+
+#include "result.hpp"
+#include "sources/source.hpp"
+
+namespace hypertier {
+
+struct Tiers {
+  std::array<std::vector<int>, HT_TIERS> nodes;  // ascending
+  std::string origin;  // "memory tiers", "nodes without CPUs", "settings"
+
+  ht_tiers masks() const;
+};
+
+// Node lists as the kernel writes them ("0,2-3"); empty: find out. If only one
+// is given, the other tier is all other nodes with memory.
+struct TierOverrides {
+  std::string fast_nodes;
+  std::string slow_nodes;
+};
+
+// Memory tiers of the kernel (HMAT) if they tell nodes apart, else nodes
+// without CPUs are slow.
+Result<Tiers> discover_tiers(const TierOverrides& overrides = {}, const Roots& roots = {});
+
+struct TierUse {
+  std::uint64_t capacity_bytes = 0;
+  std::uint64_t free_bytes = 0;
+};
+
+Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& roots = {});
+
+// "0,2-3" -> {0, 2, 3}
+Result<std::vector<int>> parse_node_list(const std::string& text);
+
+}  // namespace hypertier
