@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// hotset: touches a region of exact size in which pieces of exact size and
+// place are hot, and checks every byte group it reads.
+//
+// Every 64-byte line holds a value and the value combined with a key of the
+// line's own, so that a page that shows up in the wrong place is seen at the
+// next access, and the values' sum is the number of increments, so that a lost
+// write is seen by `verify`.
+//
+// Commands on stdin, one answer each on stdout (a word and a JSON object):
+//   run N    make N accesses, then "done"
+//   go       run until told otherwise ("ok"); pause: stop doing so ("ok")
+//   shift    another hot set, disjoint from the present one ("shifted")
+//   place    hot pieces to the fast node, cold ones out of it: the oracle ("placed")
+//   stats    counters ("stats"); verify: read every line ("verified")
+//   stop     verify, answer "stopped" and exit; exit status 1 if memory was wrong
+#include <fcntl.h>
+#include <numa.h>
+#include <numaif.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <numeric>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "commands.hpp"
+
+using nlohmann::json;
+using workload::Random;
+
+namespace {
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kLine = 64;
+constexpr uint64_t kAlign = 2 << 20;  // pieces start where granules and huge pages do
+
+struct Line {
+  uint64_t value;
+  uint64_t check;
+  uint64_t unused[6];
+};
+static_assert(sizeof(Line) == kLine);
+
+struct Options {
+  uint64_t size = 384 << 20;
+  uint64_t hot = 64 << 20;
+  uint64_t piece = 2 << 20;
+  double hot_share = 0.9;
+  double rmw = 0.2;
+  uint64_t seed = 1;
+  uint64_t filler = 340;
+  std::string thp = "never";
+  std::string place = "default";
+  int fast_node = 0;
+  int slow_node = 1;
+};
+
+[[noreturn]] void die(const std::string& what, const std::string& hint = {}) {
+  std::fprintf(stderr, "hotset: %s%s\n", what.c_str(), errno ? (std::string(": ") + strerror(errno)).c_str() : "");
+  if (!hint.empty()) std::fprintf(stderr, "HINT: %s\n", hint.c_str());
+  std::exit(1);
+}
+
+// Burns instructions without touching memory: the access rate under -icount is
+// set by instructions, since sleeping would hide the task from everything that
+// follows its run time.
+inline void burn(uint64_t blocks_of_32) {
+  while (blocks_of_32--) {
+    uint64_t x = 0;
+    asm volatile(".rept 30\n\tadd $1, %0\n\t.endr" : "+r"(x));
+  }
+}
+
+uint64_t node_free_bytes(int node) {
+  long long free_bytes = 0;
+  numa_node_size64(node, &free_bytes);
+  return static_cast<uint64_t>(free_bytes);
+}
+
+class Hotset {
+ public:
+  explicit Hotset(const Options& options) : options_(options), random_(options.seed) {
+    pieces_ = options.size / options.piece;
+    hot_pieces_ = options.hot / options.piece;
+    lines_per_piece_ = options.piece / kLine;
+    map();
+    choose({});
+    fill();
+  }
+
+  json where() const {
+    json hot = json::array();
+    for (uint64_t i = 0; i < hot_pieces_; i++) hot.push_back(reinterpret_cast<uint64_t>(base_) + order_[i] * options_.piece);
+    return {{"pid", getpid()},
+            {"start", reinterpret_cast<uint64_t>(base_)},
+            {"size_bytes", options_.size},
+            {"piece_bytes", options_.piece},
+            {"hot", hot}};
+  }
+
+  json stats() const {
+    return {{"accesses_total", accesses_}, {"hot_accesses_total", hot_accesses_}, {"writes_total", writes_}, {"errors_total", errors_}};
+  }
+
+  void run(uint64_t accesses) {
+    const uint64_t hot_below = static_cast<uint64_t>(options_.hot_share * 0x1p63) * 2;
+    const uint64_t write_below = static_cast<uint64_t>(options_.rmw * 0x1p63) * 2;
+    const uint64_t cold_pieces = pieces_ - hot_pieces_;
+    const uint64_t filler = options_.filler / 32;
+    for (uint64_t n = 0; n < accesses; n++) {
+      bool hot = cold_pieces == 0 || random_.next() < hot_below;
+      uint64_t piece = order_[hot ? random_.below(hot_pieces_) : hot_pieces_ + random_.below(cold_pieces)];
+      uint64_t index = piece * lines_per_piece_ + random_.below(lines_per_piece_);
+      Line& line = lines_[index];
+      uint64_t value = line.value;
+      check(line, index);
+      if (random_.next() < write_below) {
+        line.value = value + 1;
+        line.check = (value + 1) ^ key(index);
+        writes_++;
+      }
+      hot_accesses_ += hot;
+      burn(filler);
+    }
+    accesses_ += accesses;
+  }
+
+  void shift() {
+    std::vector<bool> was(pieces_);
+    for (uint64_t i = 0; i < hot_pieces_; i++) was[order_[i]] = true;
+    choose(was);
+  }
+
+  json verify() {
+    uint64_t sum = 0;
+    for (uint64_t index = 0; index < pieces_ * lines_per_piece_; index++) {
+      check(lines_[index], index);
+      sum += lines_[index].value;
+    }
+    bool lost = sum != writes_;
+    if (lost && errors_ == 0) std::fprintf(stderr, "hotset: %llu increments made, %llu found\n", (unsigned long long)writes_, (unsigned long long)sum);
+    return {{"errors_total", errors_}, {"writes_total", writes_}, {"writes_found", sum}, {"ok", errors_ == 0 && !lost}};
+  }
+
+  bool place() {
+    bool ok = true;
+    // As many cold pages leave as hot ones come: the capacity stays what it was.
+    uint64_t wanted = 0;
+    std::vector<void*> hot = pages_of(0, hot_pieces_), cold = pages_of(hot_pieces_, pieces_);
+    std::vector<void*> in = on_node(hot, options_.slow_node);
+    wanted = in.size();
+    std::vector<void*> out = on_node(cold, options_.fast_node);
+    if (out.size() > wanted) out.resize(wanted);
+    ok &= move(out, options_.slow_node);
+    ok &= move(in, options_.fast_node);
+    return ok;
+  }
+
+ private:
+  uint64_t key(uint64_t index) const { return workload::mix(options_.seed ^ (index << 8)); }
+
+  void check(const Line& line, uint64_t index) {
+    if (line.check == (line.value ^ key(index))) return;
+    if (errors_++ < 5)
+      std::fprintf(stderr, "hotset: wrong memory at %p: value %llx check %llx\n", (const void*)&line,
+                   (unsigned long long)line.value, (unsigned long long)line.check);
+  }
+
+  void map() {
+    char* raw = static_cast<char*>(
+        mmap(nullptr, options_.size + kAlign, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (raw == MAP_FAILED) die("cannot map the region");
+    auto start = (reinterpret_cast<uint64_t>(raw) + kAlign - 1) & ~(kAlign - 1);
+    base_ = reinterpret_cast<char*>(start);
+    lines_ = reinterpret_cast<Line*>(base_);
+    munmap(raw, static_cast<size_t>(base_ - raw));
+    munmap(base_ + options_.size, static_cast<size_t>(raw + kAlign - base_));
+    int advice = options_.thp == "never" ? MADV_NOHUGEPAGE : options_.thp == "always" ? MADV_HUGEPAGE : 0;
+    if (advice && madvise(base_, options_.size, advice)) die("cannot set the huge page advice");
+  }
+
+  // order_ lists the pieces, the hot ones first; those of `avoid` stay cold.
+  void choose(const std::vector<bool>& avoid) {
+    order_.resize(pieces_);
+    std::iota(order_.begin(), order_.end(), 0);
+    for (uint64_t i = pieces_ - 1; i > 0; i--) std::swap(order_[i], order_[random_.below(i + 1)]);
+    if (!avoid.empty())
+      std::stable_partition(order_.begin(), order_.end(), [&](uint64_t piece) { return !avoid[piece]; });
+  }
+
+  void fill_piece(uint64_t piece) {
+    uint64_t first = piece * lines_per_piece_;
+    for (uint64_t index = first; index < first + lines_per_piece_; index++) lines_[index] = {0, key(index), {}};
+  }
+
+  void policy(int mode, int node, uint64_t piece, uint64_t count) {
+    unsigned long mask = node < 0 ? 0 : 1UL << node;
+    if (mbind(base_ + piece * options_.piece, count * options_.piece, mode, node < 0 ? nullptr : &mask, node < 0 ? 0 : 64, 0))
+      die("cannot bind memory to node " + std::to_string(node));
+  }
+
+  // slow-hot: all hot pieces on the slow node, cold ones fill the fast node
+  // until it overflows. MPOL_PREFERRED spills over at the low watermark,
+  // where MPOL_BIND would reclaim and in the end kill.
+  void fill() {
+    bool placed = options_.place == "slow-hot";
+    for (uint64_t i = 0; i < pieces_; i++) {
+      uint64_t piece = order_[i];
+      if (placed && i < hot_pieces_)
+        policy(MPOL_BIND, options_.slow_node, piece, 1);
+      else if (placed)
+        policy(MPOL_PREFERRED, options_.fast_node, piece, 1);
+      else if (options_.place == "slow" || options_.place == "fast")
+        policy(MPOL_PREFERRED, options_.place == "slow" ? options_.slow_node : options_.fast_node, piece, 1);
+      fill_piece(piece);
+    }
+    if (options_.place != "default") policy(MPOL_DEFAULT, -1, 0, pieces_);
+  }
+
+  std::vector<void*> pages_of(uint64_t from, uint64_t to) const {
+    std::vector<void*> pages;
+    for (uint64_t i = from; i < to; i++)
+      for (uint64_t offset = 0; offset < options_.piece; offset += kPage) pages.push_back(base_ + order_[i] * options_.piece + offset);
+    return pages;
+  }
+
+  static std::vector<void*> on_node(std::vector<void*>& pages, int node) {
+    std::vector<int> status(pages.size());
+    if (move_pages(0, pages.size(), pages.data(), nullptr, status.data(), 0)) die("move_pages cannot tell the nodes");
+    std::vector<void*> found;
+    for (size_t i = 0; i < pages.size(); i++)
+      if (status[i] == node) found.push_back(pages[i]);
+    return found;
+  }
+
+  static bool move(std::vector<void*>& pages, int node) {
+    std::vector<int> nodes(pages.size(), node), status(pages.size());
+    return pages.empty() || move_pages(0, pages.size(), pages.data(), nodes.data(), status.data(), MPOL_MF_MOVE) == 0;
+  }
+
+  Options options_;
+  Random random_;
+  char* base_ = nullptr;
+  Line* lines_ = nullptr;
+  uint64_t pieces_ = 0, hot_pieces_ = 0, lines_per_piece_ = 0;
+  std::vector<uint64_t> order_;
+  uint64_t accesses_ = 0, hot_accesses_ = 0, writes_ = 0, errors_ = 0;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options o;
+  CLI::App app{"hotset: exact hot pieces in an exact region, driven by commands on stdin"};
+  app.add_option("--size", o.size, "region")->transform(CLI::AsSizeValue(false))->capture_default_str();
+  app.add_option("--hot", o.hot, "hot part of it")->transform(CLI::AsSizeValue(false))->capture_default_str();
+  app.add_option("--piece", o.piece, "size of a hot piece")->transform(CLI::AsSizeValue(false))->capture_default_str();
+  app.add_option("--hot-share", o.hot_share, "share of accesses that go to hot pieces")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  app.add_option("--rmw", o.rmw, "share of accesses that also write")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  app.add_option("--seed", o.seed)->capture_default_str();
+  app.add_option("--filler", o.filler, "instructions between two accesses")->capture_default_str();
+  app.add_option("--thp", o.thp, "never, always or default")->check(CLI::IsMember({"never", "always", "default"}))->capture_default_str();
+  app.add_option("--place", o.place, "where memory starts: slow-hot (hot pieces slow, cold ones fill the fast node), slow, fast, default")
+      ->check(CLI::IsMember({"slow-hot", "slow", "fast", "default"}))
+      ->capture_default_str();
+  app.add_option("--fast-node", o.fast_node)->capture_default_str();
+  app.add_option("--slow-node", o.slow_node)->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) ? 2 : 0;
+  }
+  errno = 0;
+  if (o.piece < kPage || o.piece % kPage) die("--piece must be a multiple of 4096 bytes");
+  if (o.size % o.piece || o.hot % o.piece || o.hot == 0 || o.hot > o.size)
+    die("--size and --hot must be multiples of --piece, and 0 < hot <= size");
+  if (numa_available() < 0 || std::max(o.fast_node, o.slow_node) > numa_max_node())
+    die("node " + std::to_string(std::max(o.fast_node, o.slow_node)) + " does not exist", "run it inside the lab: ./run lab -- hotset ...");
+
+  Hotset hotset(o);
+  workload::Commands commands;
+  json ready = hotset.where();
+  ready["fast_free_bytes"] = node_free_bytes(o.fast_node);
+  workload::answer("ready", ready);
+
+  // Short enough that a command is answered within a few milliseconds.
+  constexpr uint64_t kSlice = 4096;
+  bool going = false;
+  for (;;) {
+    auto command = commands.next(!going);
+    if (!command) {
+      hotset.run(kSlice);
+      continue;
+    }
+    if (auto accesses = workload::argument(*command, "run")) {
+      hotset.run(*accesses);
+      workload::answer("done", hotset.stats());
+    } else if (*command == "go" || *command == "pause") {
+      going = *command == "go";
+      workload::answer("ok", hotset.stats());
+    } else if (*command == "shift") {
+      hotset.shift();
+      workload::answer("shifted", hotset.where());
+    } else if (*command == "place") {
+      workload::answer("placed", {{"ok", hotset.place()}});
+    } else if (*command == "stats") {
+      workload::answer("stats", hotset.stats());
+    } else if (*command == "verify") {
+      workload::answer("verified", hotset.verify());
+    } else if (*command == "stop") {
+      json result = hotset.verify();
+      workload::answer("stopped", result);
+      return result["ok"].get<bool>() ? 0 : 1;
+    } else {
+      workload::answer("error", {{"message", "unknown command: " + *command}});
+    }
+  }
+}
