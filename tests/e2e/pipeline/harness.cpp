@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "harness.hpp"
+
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+namespace e2e {
+
+void die(const std::string& message, const std::string& hint) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "%s: %s\n", program_invocation_short_name, message.c_str());
+  if (!hint.empty()) std::fprintf(stderr, "HINT: %s\n", hint.c_str());
+  std::_Exit(1);
+}
+
+namespace {
+
+std::string joined(const std::vector<std::string>& command) {
+  std::string text;
+  for (const auto& word : command) text += (text.empty() ? "" : " ") + word;
+  return text;
+}
+
+// The child's stdin and stdout become the given descriptors.
+pid_t spawn(const std::vector<std::string>& command, int in, int out) {
+  pid_t pid = fork();
+  if (pid < 0) die("cannot start " + command[0] + ": " + strerror(errno));
+  if (pid) return pid;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  dup2(in, STDIN_FILENO);
+  dup2(out, STDOUT_FILENO);
+  std::vector<char*> argv;
+  for (const auto& word : command) argv.push_back(const_cast<char*>(word.c_str()));
+  argv.push_back(nullptr);
+  execvp(argv[0], argv.data());
+  std::fprintf(stderr, "cannot run %s: %s\n", argv[0], strerror(errno));
+  _exit(127);
+}
+
+int exit_status(pid_t pid) {
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+}  // namespace
+
+Output run(const std::vector<std::string>& command) {
+  int out[2];
+  if (pipe2(out, O_CLOEXEC)) die(std::string("pipe: ") + strerror(errno));
+  int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  pid_t pid = spawn(command, null, out[1]);
+  close(null);
+  close(out[1]);
+  Output output;
+  char chunk[65536];
+  for (ssize_t got; (got = read(out[0], chunk, sizeof chunk)) > 0 || (got < 0 && errno == EINTR);)
+    if (got > 0) output.out.append(chunk, static_cast<size_t>(got));
+  close(out[0]);
+  output.status = exit_status(pid);
+  return output;
+}
+
+json run_json(const std::vector<std::string>& command) {
+  Output output = run(command);
+  if (output.status != 0) die("`" + joined(command) + "` failed with exit status " + std::to_string(output.status));
+  json parsed = json::parse(output.out, nullptr, false);
+  if (parsed.is_discarded()) die("`" + joined(command) + "` printed no JSON: " + output.out.substr(0, 200));
+  return parsed;
+}
+
+Child::Child(const std::vector<std::string>& command) : name_(command[0]) {
+  int in[2], out[2];
+  if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC)) die(std::string("pipe: ") + strerror(errno));
+  pid_ = spawn(command, in[0], out[1]);
+  close(in[0]);
+  close(out[1]);
+  in_ = in[1];
+  out_ = fdopen(out[0], "r");
+}
+
+Child::~Child() {
+  if (pid_ > 0) {
+    kill(pid_, SIGKILL);
+    wait();
+  }
+  if (out_) fclose(out_);
+}
+
+void Child::send(const std::string& command) {
+  std::string line = command + "\n";
+  if (write(in_, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+    die(name_ + " does not take commands any more (exit status " + std::to_string(wait()) + ")");
+}
+
+json Child::expect(const std::string& word) {
+  char* line = nullptr;
+  size_t size = 0;
+  ssize_t got = getline(&line, &size, out_);
+  std::string text(line ? line : "");
+  free(line);
+  if (got <= 0) die(name_ + " ended with exit status " + std::to_string(wait()) + " where it should have answered \"" + word + "\"");
+  if (!text.starts_with(word + " ")) die(name_ + " answered \"" + text.substr(0, text.size() - 1) + "\" instead of \"" + word + "\"");
+  return json::parse(text.substr(word.size() + 1));
+}
+
+int Child::wait() {
+  if (in_ >= 0) close(in_);
+  in_ = -1;
+  if (pid_ <= 0) return -1;
+  int status = exit_status(pid_);
+  pid_ = -1;
+  return status;
+}
+
+void Child::signal(int number) {
+  if (pid_ > 0) kill(pid_, number);
+}
+
+Truth truth() {
+  json answer = run_json({"labctl", "truth", "--json"});
+  return {answer.at("fast_accesses").get<uint64_t>(), answer.at("slow_accesses").get<uint64_t>()};
+}
+
+Counters counters() {
+  json status = tierctl({"status"});
+  for (const json& scope : status.at("scopes")) {
+    if (scope.at("cgroup") != "/") continue;
+    const json& c = scope.at("counters");
+    return {c.at("epochs_total"),         c.at("samples_total"),        c.at("promoted_pages_total"),
+            c.at("demoted_pages_total"),  c.at("exchanged_pairs_total"), c.at("move_failed_pages_total")};
+  }
+  return {};
+}
+
+Tiers tiers() {
+  Tiers tiers;
+  std::istringstream meminfo(read_file("/sys/devices/system/node/node" + std::to_string(tiers.fast_node) + "/meminfo"));
+  for (std::string line; std::getline(meminfo, line);) {
+    char key[64];
+    unsigned long long kib;
+    if (std::sscanf(line.c_str(), "Node %*d %63[^:]: %llu kB", key, &kib) != 2) continue;
+    if (std::string_view(key) == "MemTotal") tiers.fast_capacity_bytes = kib << 10;
+    if (std::string_view(key) == "MemFree") tiers.fast_free_bytes = kib << 10;
+  }
+  if (!tiers.fast_capacity_bytes) die("node 0 tells no MemTotal");
+  return tiers;
+}
+
+Placement placement(pid_t pid) {
+  Placement placement;
+  std::ifstream maps("/proc/" + std::to_string(pid) + "/numa_maps");
+  if (!maps) die("there is no process " + std::to_string(pid));
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("anon=") == std::string::npos) continue;
+    std::istringstream words(line);
+    uint64_t page_kib = 4, fast = 0, slow = 0;
+    for (std::string word; words >> word;) {
+      if (word.starts_with("N0=")) fast = std::stoull(word.substr(3));
+      if (word.starts_with("N1=")) slow = std::stoull(word.substr(3));
+      if (word.starts_with("kernelpagesize_kB=")) page_kib = std::stoull(word.substr(18));
+    }
+    placement.fast_pages += fast * page_kib / 4;
+    placement.slow_pages += slow * page_kib / 4;
+  }
+  return placement;
+}
+
+void tighten_reserve() {
+  write_file("/proc/sys/vm/min_free_kbytes", "1024");
+  write_file("/proc/sys/vm/drop_caches", "1");
+}
+
+FlushCounter::FlushCounter() : directory_("/sys/kernel/tracing/events/ht_flush/") {
+  const std::string probes = "/sys/kernel/tracing/kprobe_events";
+  if (access(directory_.c_str(), F_OK) != 0)
+    for (const char* probe : {"flush_tlb_mm_range", "arch_tlbbatch_flush"}) {
+      int fd = open(probes.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+      std::string line = std::string("p:ht_flush/") + probe + " " + probe + "\n";
+      if (fd < 0 || write(fd, line.data(), line.size()) < 0) die(std::string("cannot set a kprobe on ") + probe + ": " + strerror(errno));
+      close(fd);
+    }
+  write_file(directory_ + "enable", "1");
+}
+
+FlushCounter::~FlushCounter() {
+  int fd = open((directory_ + "enable").c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  [[maybe_unused]] ssize_t put = write(fd, "0", 1);
+  close(fd);
+}
+
+// kprobe_profile counts hits whether or not the trace buffer wraps.
+uint64_t FlushCounter::total() {
+  std::istringstream profile(read_file("/sys/kernel/tracing/kprobe_profile"));
+  uint64_t sum = 0;
+  for (std::string line; std::getline(profile, line);) {
+    std::istringstream words(line);
+    std::string event;
+    uint64_t hits = 0;
+    words >> event >> hits;
+    if (event == "flush_tlb_mm_range" || event == "arch_tlbbatch_flush") sum += hits;
+  }
+  return sum;
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  bool ok = fd >= 0 && write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  if (!ok) die("cannot write " + text + " to " + path + ": " + strerror(errno));
+  close(fd);
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+}  // namespace e2e

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What the end-to-end tests and the demo share: workloads as children that are
+// driven by hand-shake, and the answers of tierctl and labctl.
+// Whatever goes wrong here ends the program with one sentence.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace e2e {
+
+using nlohmann::json;
+
+[[noreturn]] void die(const std::string& message, const std::string& hint = {});
+
+struct Output {
+  int status = -1;  // exit status, 128 + signal
+  std::string out;  // its stdout; stderr goes through
+};
+Output run(const std::vector<std::string>& command);
+// Must exit with 0 and print JSON.
+json run_json(const std::vector<std::string>& command);
+
+inline json tierctl(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), "tierctl");
+  arguments.push_back("--json");
+  return run_json(arguments);
+}
+
+// A workload that speaks the protocol of bench/workloads/commands.hpp, or a
+// server that says nothing. Dies with us.
+class Child {
+ public:
+  explicit Child(const std::vector<std::string>& command);
+  ~Child();  // kills it if it still runs
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  pid_t pid() const { return pid_; }
+  void send(const std::string& command);
+  json expect(const std::string& word);  // the next answer must be this one
+  json ask(const std::string& command, const std::string& word) {
+    send(command);
+    return expect(word);
+  }
+  int wait();  // closes its stdin, returns its exit status
+  void signal(int number);
+
+ private:
+  std::string name_;
+  pid_t pid_ = -1;
+  int in_ = -1;
+  FILE* out_ = nullptr;
+};
+
+// Truth of the simulated memory, all processes' user code.
+struct Truth {
+  uint64_t fast = 0, slow = 0;
+  uint64_t total() const { return fast + slow; }
+  double ratio() const { return total() ? static_cast<double>(fast) / static_cast<double>(total()) : 0; }
+  Truth operator-(const Truth& before) const { return {fast - before.fast, slow - before.slow}; }
+};
+Truth truth();
+
+// Counters of the root scope in `tierctl status --json`.
+struct Counters {
+  uint64_t epochs = 0, samples = 0, promoted = 0, demoted = 0, exchanged = 0, failed = 0;
+  uint64_t moved() const { return promoted + demoted; }
+};
+Counters counters();
+
+struct Tiers {
+  int fast_node = 0, slow_node = 1;
+  uint64_t fast_capacity_bytes = 0, fast_free_bytes = 0;
+  double free_share() const { return static_cast<double>(fast_free_bytes) / static_cast<double>(fast_capacity_bytes); }
+};
+Tiers tiers();  // read from sysfs, not from tierd
+
+// Resident anonymous memory of a process in each tier.
+struct Placement {
+  uint64_t fast_pages = 0, slow_pages = 0;
+  double fast_share() const {
+    return fast_pages + slow_pages ? static_cast<double>(fast_pages) / static_cast<double>(fast_pages + slow_pages) : 0;
+  }
+};
+Placement placement(pid_t pid);
+
+// Lets the fast node fill up to less than 1 % free: the kernel's own reserve
+// is made small, page cache is dropped.
+void tighten_reserve();
+
+// Counts TLB flush calls of the whole kernel with kprobes in tracefs.
+class FlushCounter {
+ public:
+  FlushCounter();
+  ~FlushCounter();
+  uint64_t total();
+
+ private:
+  std::string directory_;
+};
+
+void write_file(const std::string& path, const std::string& text);  // dies on failure
+std::string read_file(const std::string& path);                    // empty if unreadable
+
+}  // namespace e2e
