@@ -15,11 +15,7 @@
 #if defined(__KERNEL__)
 #include <linux/types.h>
 #include <linux/ioctl.h>
-#elif defined(__bpf__)
-#ifndef __VMLINUX_H__
-#include <linux/types.h>
-#endif
-#else
+#elif !defined(__bpf__) /* BPF: types come from vmlinux.h or policy.bpf.h */
 #include <linux/types.h>
 #include <linux/ioctl.h>
 #endif
@@ -170,8 +166,11 @@ struct tier_range {
 	/* written by the policy */
 	__u32 heat;		/* the only ranking key: higher is hotter */
 	__u32 action;		/* enum tier_action */
-	__u32 rate;		/* estimate of samples per epoch and GiB (flag ESTIMATED), else 0 */
-	__u32 _reserved;
+	/* estimates of the engine */
+	__u32 rate;		/* samples per epoch and GiB (flag ESTIMATED), else 0 */
+	__u32 uneven;		/* relative variance of heat inside, beyond chance, in 1/256: a lower bound.
+				 * 0: even, or too few samples to tell. Units: granules; pages if
+				 * the range is no larger than one. */
 };
 
 /* One scope: the whole guest (cgroup_id 1), or a cgroup with its own seat. */

@@ -15,7 +15,22 @@
 #define HYPERTIER_POLICY_BPF_H
 
 #ifndef __VMLINUX_H__
-#include <linux/types.h>
+/*
+ * The types of <linux/types.h>, which needs a directory of the distribution's
+ * own that clang does not search for the target bpf. The same typedef twice is
+ * fine, so a policy may include it all the same.
+ */
+typedef signed char __s8;
+typedef unsigned char __u8;
+typedef short __s16;
+typedef unsigned short __u16;
+typedef int __s32;
+typedef unsigned int __u32;
+typedef long long __s64;
+typedef unsigned long long __u64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u32 __wsum;
 #include <stdbool.h>
 #endif
 
@@ -51,7 +66,7 @@ struct hypertier_policy {
 #define HYPERTIER_POLICY(policy_name, ...)                            \
 	char LICENSE[] SEC("license") = "GPL";                        \
 	SEC(".struct_ops.link")                                       \
-	struct hypertier_policy policy_name = {                       \
+	struct hypertier_policy policy_name##_policy = {             \
 		.abi = HT_ABI, .name = #policy_name, __VA_ARGS__      \
 	}
 
