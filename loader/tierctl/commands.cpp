@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "tierctl/commands.hpp"
+
+#include <fcntl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <fstream>
+
+#include <hypertier/abi.h>
+
+#include "adapter/adapter.hpp"
+#include "policy/policy.hpp"
+#include "tierctl/output.hpp"
+
+namespace hypertier {
+namespace {
+
+Json request(const char* command) { return Json{{"command", command}}; }
+
+struct OpenPolicy {
+  Fd fd;
+  std::string file;  // as given: what messages call it
+};
+
+Result<OpenPolicy> open_policy_file(const std::string& file_or_name) {
+  auto path = resolve_policy(file_or_name);
+  if (!path) return std::unexpected(path.error());
+  Fd fd(open(path->c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) return fail_errno("cannot open " + path->string(), errno);
+  return OpenPolicy{std::move(fd), file_or_name};
+}
+
+Result<PolicyObject> read_policy(const std::string& file_or_name) {
+  auto opened = open_policy_file(file_or_name);
+  if (!opened) return std::unexpected(opened.error());
+  auto bytes = read_policy_file(opened->fd.get(), opened->file);
+  if (!bytes) return std::unexpected(bytes.error());
+  return PolicyObject::open(std::move(*bytes), opened->file);
+}
+
+Result<Json> settings_json(const std::vector<std::string>& settings) {
+  Json json = Json::object();
+  for (const auto& setting : settings) {
+    const auto equals = setting.find('=');
+    if (equals == std::string::npos || equals == 0 || equals + 1 == setting.size())
+      return fail("\"" + setting + "\" is not a setting", "write --set key=value");
+    json[setting.substr(0, equals)] = setting.substr(equals + 1);
+  }
+  return json;
+}
+
+std::string joined(const Json& list) {
+  std::string text;
+  for (const auto& item : list) text += (text.empty() ? "" : ",") + item.dump();
+  return text;
+}
+
+std::string hex(const Json& address) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%llx", static_cast<unsigned long long>(address.get<std::uint64_t>()));
+  return text;
+}
+
+std::string pages_text(const Json& pages) {
+  return pages.is_number() ? size_text(pages.get<std::uint64_t>() * HT_PAGE_SIZE) : "?";
+}
+
+// "pinned 12, busy 3"; empty if all are 0.
+std::string nonzero(const Json& counts) {
+  std::string text;
+  for (const auto& [key, value] : counts.items())
+    if (value != 0) text += (text.empty() ? "" : ", ") + key + " " + value.dump();
+  return text;
+}
+
+Json policy_json(const PolicyObject& policy) {
+  const PolicyInfo& info = policy.info();
+  Json json;
+  json["schema"] = kSchema;
+  json["policy"] = info.name;
+  json["file"] = policy.file();
+  json["abi"] = std::to_string(info.abi_major) + "." + std::to_string(info.abi_minor);
+  json["epoch_ms"] = info.epoch_ms;
+  json["moves"] = (info.flags & HT_POLICY_NO_MOVES) == 0;
+  json["callbacks"] = info.callbacks;
+  Json settings = Json::array();
+  for (const auto& setting : info.settings)
+    settings.push_back({{"key", setting.key},
+                        {"type", setting.type},
+                        {"value", setting.value},
+                        {"minimum", setting.minimum},
+                        {"maximum", setting.maximum}});
+  json["settings"] = std::move(settings);
+  return json;
+}
+
+void print_policy(const PolicyObject& policy) {
+  const PolicyInfo& info = policy.info();
+  std::string callbacks;
+  for (const auto& callback : info.callbacks) callbacks += (callbacks.empty() ? "" : ", ") + callback;
+  print_table({{"policy", info.name},
+               {"abi", std::to_string(info.abi_major) + "." + std::to_string(info.abi_minor)},
+               {"epoch", std::to_string(info.epoch_ms) + " ms"},
+               {"moves pages", (info.flags & HT_POLICY_NO_MOVES) == 0 ? "yes" : "no"},
+               {"callbacks", callbacks.empty() ? "none: the defaults" : callbacks}});
+  if (info.settings.empty()) return;
+  std::puts("");
+  std::vector<std::vector<std::string>> rows{{"SETTING", "TYPE", "VALUE"}};
+  for (const auto& setting : info.settings) rows.push_back({setting.key, setting.type, setting.value});
+  print_table(rows, {false, false, true});
+}
+
+std::string first_line(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------- seats
+
+int command_load(const Context& context, const LoadArguments& arguments) {
+  auto settings = settings_json(arguments.settings);
+  if (!settings) {
+    print_error(settings.error(), context.json);
+    return 2;
+  }
+  auto file = open_policy_file(arguments.file);
+  if (!file) return print_error(file.error(), context.json);
+  Json message = request("load");
+  message["file"] = file->file;
+  message["cgroup"] = arguments.cgroup;
+  message["settings"] = std::move(*settings);
+  auto reply = ask_tierd(context.socket, std::move(message), file->fd.get());
+  if (!reply) return print_error(reply.error(), context.json);
+  if (context.json) {
+    print_json(*reply);
+  } else {
+    const Json& r = *reply;
+    std::printf("policy %s is seated%s, samples come from %s\n", r["policy"].get<std::string>().c_str(),
+                r["replaced"].is_null() ? "" : (" in place of " + r["replaced"].get<std::string>()).c_str(),
+                r["source"].get<std::string>().c_str());
+  }
+  for (const auto& warning : (*reply)["warnings"])
+    std::fprintf(stderr, "tierctl: warning: %s\n", warning.get<std::string>().c_str());
+  return 0;
+}
+
+int command_restore(const Context& context, const std::string& cgroup) {
+  Json message = request("restore");
+  message["cgroup"] = cgroup;
+  auto reply = ask_tierd(context.socket, std::move(message));
+  if (!reply) return print_error(reply.error(), context.json);
+  if (context.json) print_json(*reply);
+  else std::printf("the default policy %s is seated\n", (*reply)["policy"].get<std::string>().c_str());
+  return 0;
+}
+
+int command_unload(const Context& context, const std::string& cgroup, bool force) {
+  Json message = request("unload");
+  message["cgroup"] = cgroup;
+  message["force"] = force;
+  auto reply = ask_tierd(context.socket, std::move(message));
+  if (!reply && force && reply.error().err == ECONNREFUSED) {
+    if (geteuid() != 0)
+      return print_error({"only root may remove what a dead tierd left", "run it again as root, for example with sudo", 0},
+                         context.json);
+    // The lock proves that tierd is dead and does not start meanwhile.
+    auto lock = take_lock();
+    if (!lock) return print_error(lock.error(), context.json);
+    auto removed = remove_stale_pins();
+    if (!removed) return print_error(removed.error(), context.json);
+    if (context.json) print_json({{"schema", kSchema}, {"cgroup", "/"}, {"policy", nullptr}, {"stale_pins_removed", *removed}});
+    else std::puts(*removed ? "removed what a dead tierd left pinned" : "nothing was left: tierd is not running, nothing is pinned");
+    return 0;
+  }
+  if (!reply) return print_error(reply.error(), context.json);
+  if (context.json) {
+    print_json(*reply);
+  } else if ((*reply)["policy"].is_null()) {
+    std::puts("no policy was seated");
+  } else {
+    std::printf("policy %s is unloaded, the machine is as it was before\n", (*reply)["policy"].get<std::string>().c_str());
+  }
+  return 0;
+}
+
+// ------------------------------------------------------------------ status
+
+int command_status(const Context& context) {
+  auto reply = ask_tierd(context.socket, request("status"));
+  if (!reply) return print_error(reply.error(), context.json);
+  const Json& status = *reply;
+  if (context.json) {
+    print_json(status);
+    return 0;
+  }
+  std::vector<std::vector<std::string>> rows{{"TIER", "NODES", "SIZE", "FREE"}};
+  for (const auto& tier : status["tiers"])
+    rows.push_back({tier["role"].get<std::string>(), joined(tier["nodes"]), size_text(tier["capacity_bytes"]),
+                    size_text(tier["free_bytes"])});
+  if (rows.size() > 1) print_table(rows, {false, false, true, true});
+  else std::printf("no tiers: %s\n", status.value("tiers_error", "").c_str());
+  std::puts("");
+
+  const Json& scope = status["scopes"][0];
+  const Json& counters = scope["counters"];
+  const std::string state = scope["state"];
+  if (scope["policy"].is_null()) {
+    std::printf("no policy is seated (%s); `tierctl load %s` seats the default\n", state.c_str(),
+                status["default_policy"].get<std::string>().c_str());
+    if (!scope["error"].is_null())
+      std::printf("the saved policy could not be seated: %s\nHINT: %s\n", scope["error"]["message"].get<std::string>().c_str(),
+                  scope["error"]["hint"].get<std::string>().c_str());
+  } else {
+    char density[32];
+    std::snprintf(density, sizeof(density), "%.3f", status["s"].get<double>());
+    const auto pages = [&](const char* name) { return counters[name].get<std::uint64_t>() * HT_PAGE_SIZE; };
+    const auto epochs = counters["epochs_total"].get<std::uint64_t>();
+    const auto runs = counters["sampler_runs_total"].get<std::uint64_t>();
+    rows = {{"policy", scope["policy"].get<std::string>() + " (" + state + ", number " + number_text(scope["generation"]) + " in this seat)"},
+            {"source", status["source"].get<std::string>() + ", one sample in " + number_text(status["period"]) +
+                           " misses, on " + number_text(status["sampling_cpus"]) + " CPUs"},
+            {"density", std::string(density) + " samples per fast-tier page and epoch"},
+            {"epoch", number_text(scope["epoch"]) + ", " + number_text(status["epoch_ms"]) + " ms each"},
+            {"managed", number_text(scope["processes"]) + " processes, " + number_text(scope["ranges"]) + " ranges"},
+            {"used", size_text(scope["fast_bytes"]) + " fast, " + size_text(scope["slow_bytes"]) + " slow"},
+            {"samples", number_text(counters["samples_total"])},
+            {"promoted", size_text(pages("promoted_pages_total"))},
+            {"demoted", size_text(pages("demoted_pages_total"))},
+            {"mover", status["mover"].get<std::string>() + ", " + number_text(counters["exchanged_pairs_total"]) +
+                          " pairs exchanged, " + number_text(counters["flush_calls_total"]) + " flushes"},
+            {"cost", "policy " + duration_text(epochs != 0 ? counters["policy_ns_total"].get<std::uint64_t>() / epochs : 0) +
+                         " an epoch, sampler " +
+                         (runs != 0 ? duration_text(counters["sampler_ns_total"].get<std::uint64_t>() / runs) + " a sample"
+                                    : std::string("not measured"))}};
+    if (!scope["last_epoch"].is_null()) rows.push_back({"last epoch", scope["last_epoch"]["decision"].get<std::string>()});
+    if (!scope["error"].is_null()) rows.push_back({"error", scope["error"]["message"].get<std::string>()});
+    // What is fine is not shown.
+    const std::string dropped = nonzero(status["dropped"]), failed = nonzero(status["move_failures"]),
+                      stray = nonzero(status["stray_samples"]);
+    if (!dropped.empty()) rows.push_back({"dropped", dropped + " samples"});
+    if (!stray.empty()) rows.push_back({"stray", stray + " samples"});
+    if (!failed.empty()) rows.push_back({"not moved", failed + " pages"});
+    print_table(rows);
+  }
+  if (!scope["last_exit"].is_null()) {
+    const Json& exit = scope["last_exit"];
+    std::printf("\nlast exit: %s %s at epoch %s: %s\n", exit["policy"].get<std::string>().c_str(),
+                exit["kind"].get<std::string>().c_str(), number_text(exit["epoch"]).c_str(),
+                exit["reason"].get<std::string>().c_str());
+  }
+  return 0;
+}
+
+int command_ranges(const Context& context, std::optional<std::uint32_t> pid) {
+  Json all;
+  Json message = request("ranges");
+  if (pid) message["pid"] = *pid;
+  for (;;) {
+    auto reply = ask_tierd(context.socket, message);
+    if (!reply) return print_error(reply.error(), context.json);
+    const Json next = (*reply)["next"];
+    if (all.is_null()) {
+      all = std::move(*reply);
+      all.erase("next");
+    } else {
+      for (auto& range : (*reply)["ranges"]) all["ranges"].push_back(std::move(range));
+    }
+    if (next.is_null()) break;
+    message["first"] = next;
+  }
+  if (context.json) {
+    print_json(all);
+    return 0;
+  }
+  if (all["ranges"].empty()) {
+    std::puts(pid ? "no ranges of that process" : "no ranges: no policy is seated, or no epoch has ended yet");
+    return 0;
+  }
+  std::vector<std::vector<std::string>> rows{
+      {"PID", "COMMAND", "START", "SIZE", "KIND", "HEAT", "SAMPLES", "FAST", "SLOW", "AGE", "IDLE", "ACTION"}};
+  for (const auto& range : all["ranges"])
+    rows.push_back({number_text(range["pid"]), range["comm"].get<std::string>(), hex(range["start"]),
+                    size_text(range["end"].get<std::uint64_t>() - range["start"].get<std::uint64_t>()),
+                    range["kind"].get<std::string>(), number_text(range["heat"]), number_text(range["samples"]),
+                    pages_text(range["fast_pages"]), pages_text(range["slow_pages"]), number_text(range["age_epochs"]),
+                    number_text(range["idle_epochs"]), range["action"].get<std::string>()});
+  print_table(rows, {true, false, true, true, false, true, true, true, true, true, true, false});
+  return 0;
+}
+
+int command_events(const Context& context) {
+  auto reply = ask_tierd(context.socket, request("events"));
+  if (!reply) return print_error(reply.error(), context.json);
+  if (context.json) {
+    print_json(*reply);
+    return 0;
+  }
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& event : (*reply)["events"]) {
+    const time_t seconds = static_cast<time_t>(event["unix_ms"].get<std::uint64_t>() / 1000);
+    tm local{};
+    localtime_r(&seconds, &local);
+    char text[32];
+    std::strftime(text, sizeof(text), "%F %T", &local);
+    rows.push_back({text, event["kind"].get<std::string>(), event["policy"].get<std::string>(), event["text"].get<std::string>()});
+  }
+  if (rows.empty()) std::puts("nothing happened since tierd started");
+  else print_table(rows);
+  return 0;
+}
+
+// ---------------------------------------------------------------- policies
+
+int command_policy_list(const Context& context) {
+  std::vector<std::vector<std::string>> rows{{"POLICY", "EPOCH", "SETTINGS"}};
+  Json list = Json::array();
+  for (const auto& name : installed_policy_names()) {
+    auto policy = read_policy(name);
+    if (!policy) {
+      std::fprintf(stderr, "tierctl: warning: %s\n", policy.error().message.c_str());
+      continue;
+    }
+    list.push_back({{"policy", name}, {"epoch_ms", policy->info().epoch_ms}, {"settings", policy->info().settings.size()}});
+    rows.push_back({name, std::to_string(policy->info().epoch_ms) + " ms", std::to_string(policy->info().settings.size())});
+  }
+  if (context.json) {
+    print_json({{"schema", kSchema}, {"default_policy", kDefaultPolicy}, {"policies", std::move(list)}});
+  } else if (rows.size() == 1) {
+    std::puts("no policy is installed beside this tierctl");
+  } else {
+    print_table(rows, {false, true, true});
+  }
+  return 0;
+}
+
+int command_policy_show(const Context& context, const std::string& file) {
+  auto policy = read_policy(file);
+  if (!policy) return print_error(policy.error(), context.json);
+  if (context.json) print_json(policy_json(*policy));
+  else print_policy(*policy);
+  return 0;
+}
+
+int command_policy_check(const Context& context, const LoadArguments& arguments, bool verbose) {
+  auto settings = settings_json(arguments.settings);
+  if (!settings) {
+    print_error(settings.error(), context.json);
+    return 2;
+  }
+  auto policy = read_policy(arguments.file);
+  if (!policy) return print_error(policy.error(), context.json);
+  for (const auto& [key, value] : settings->items())
+    if (auto set = policy->set(key, value.get<std::string>()); !set) return print_error(set.error(), context.json);
+  if (geteuid() != 0)
+    return print_error({"only root may ask the verifier", "run it again as root; `tierctl policy show` needs no root", 0},
+                       context.json);
+  const auto loaded = policy->load(kRootCgroupId);
+  if (verbose) std::fputs(policy->load_log().c_str(), stderr);
+  if (!loaded) return print_error(loaded.error(), context.json);
+  if (context.json) {
+    Json json = policy_json(*policy);
+    json["verified"] = true;
+    print_json(json);
+  } else {
+    print_policy(*policy);
+    std::puts("\nthe verifier accepts it");
+  }
+  return 0;
+}
+
+// ----------------------------------------------------------------- version
+
+int command_version(const Context& context) {
+  const std::string module = first_line("/sys/module/hypertier/version");
+  auto tierd = ask_tierd(context.socket, request("version"));
+  Json json;
+  json["schema"] = kSchema;
+  json["tierctl"] = HT_VERSION;
+  json["abi"] = std::to_string(HT_ABI_MAJOR) + "." + std::to_string(HT_ABI_MINOR);
+  json["protocol"] = kProtocol;
+  json["tierd"] = tierd ? (*tierd)["tierd"] : Json(nullptr);
+  json["module"] = module.empty() ? Json(nullptr) : Json(module);
+
+  std::optional<Error> mismatch;
+  if (!module.empty() && module != HT_VERSION)
+    mismatch = Error{"hypertier.ko is version " + module + ", but tierctl is " HT_VERSION,
+                     "load this release's module: tierctl unload, rmmod hypertier, modprobe hypertier", 0};
+  if (tierd && (*tierd)["tierd"] != HT_VERSION)
+    mismatch = Error{"tierd is version " + (*tierd)["tierd"].get<std::string>() + ", but tierctl is " HT_VERSION,
+                     "restart tierd after an upgrade", 0};
+  // A tierd of another protocol answers with an error; one that is not there is no mismatch.
+  if (!tierd && tierd.error().message.find("protocol") != std::string::npos) mismatch = tierd.error();
+  json["match"] = !mismatch.has_value();
+  if (context.json) {
+    print_json(json);
+  } else {
+    print_table({{"tierctl", HT_VERSION},
+                 {"tierd", tierd ? json["tierd"].get<std::string>() : "- (" + tierd.error().message + ")"},
+                 {"hypertier.ko", module.empty() ? "- (not loaded)" : module},
+                 {"policy abi", json["abi"].get<std::string>()},
+                 {"protocol", std::to_string(kProtocol)}});
+  }
+  if (!mismatch) return 0;
+  return print_error(*mismatch, false);
+}
+
+}  // namespace hypertier

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// tierd: options, then Daemon.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "tierd/daemon.hpp"
+
+int main(int argc, char** argv) {
+  using namespace hypertier;
+  DaemonOptions options;
+  CLI::App app{
+      "tierd " HT_VERSION " - tiers memory by the policy that is seated.\n"
+      "Starts idle, or with the policy that was seated when it ended; `tierctl load hyperplace` seats one.\n"
+      "Stays in the foreground and logs to stderr; SIGTERM ends it and restores the machine."};
+  app.set_version_flag("--version", std::string("tierd " HT_VERSION));
+  app.add_option("--fast-nodes", options.tiering.tiers.fast_nodes, "NUMA nodes of the fast tier, as 0,2-3 (default: found out)");
+  app.add_option("--slow-nodes", options.tiering.tiers.slow_nodes, "NUMA nodes of the slow tier (default: found out)");
+  app.add_option("--source", options.tiering.source, "sample with this source only: pebs or vpebs (default: the best that works)");
+  app.add_option("--period", options.tiering.sampling.period, "misses per sample (default: the source's own)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--granules", options.tiering.granules, "2 MiB pieces that can be tracked at once (default: from RAM size)")
+      ->check(CLI::Range(1024U, 1U << 26));
+  app.add_option("--socket", options.socket, "where tierctl finds it")->capture_default_str();
+  app.add_option("--state-dir", options.state, "where the seated policy is kept over a restart")->capture_default_str();
+  app.add_flag("--fresh", options.fresh, "start idle even if a policy was seated before");
+  app.add_flag_callback("--foreground", [] {}, "stay in the foreground (the default)");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  const auto end = [](const Error& error) {
+    std::fprintf(stderr, "tierd: %s\n", error.message.c_str());
+    if (!error.hint.empty()) std::fprintf(stderr, "HINT: %s\n", error.hint.c_str());
+    return 1;
+  };
+  if (geteuid() != 0) return end({"tierd needs root", "run it again as root, for example with sudo", 0});
+  Daemon daemon(std::move(options));
+  if (auto done = daemon.run(); !done) return end(done.error());
+  return 0;
+}
