@@ -2,10 +2,12 @@
 #include "harness.hpp"
 
 #include <fcntl.h>
+#include <numaif.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -113,6 +115,15 @@ json Child::expect(const std::string& word) {
   return json::parse(text.substr(word.size() + 1));
 }
 
+void Child::skip_until(const std::string& part) {
+  char* line = nullptr;
+  size_t size = 0;
+  bool found = false;
+  while (!found && getline(&line, &size, out_) > 0) found = std::strstr(line, part.c_str()) != nullptr;
+  free(line);
+  if (!found) die(name_ + " ended with exit status " + std::to_string(wait()) + " before it said \"" + part + "\"");
+}
+
 int Child::wait() {
   if (in_ >= 0) close(in_);
   in_ = -1;
@@ -124,6 +135,29 @@ int Child::wait() {
 
 void Child::signal(int number) {
   if (pid_ > 0) kill(pid_, number);
+}
+
+namespace {
+const std::string kRedisSocket = "/tmp/ht-redis.sock";
+
+std::vector<std::string> redis_command() {
+  return {"redis-server", "--port", "0", "--unixsocket", kRedisSocket, "--save", "", "--appendonly", "no", "--daemonize", "no"};
+}
+}  // namespace
+
+Redis::Redis(uint64_t seed, uint64_t keys, uint64_t value_bytes)
+    : server(redis_command()),
+      load((server.skip_until("ready to accept connections"), std::vector<std::string>{
+          "kvload", "--socket", kRedisSocket, "--seed", std::to_string(seed), "--keys", std::to_string(keys), "--value",
+          std::to_string(value_bytes)})) {
+  load.expect("ready");
+}
+
+void Redis::stop() {
+  json result = load.ask("stop", "stopped");
+  if (load.wait() != 0) die("kvload got " + std::to_string(result.value("errors_total", 0)) + " wrong values from redis");
+  server.signal(SIGTERM);
+  server.wait();
 }
 
 Truth truth() {
@@ -180,35 +214,51 @@ void tighten_reserve() {
   write_file("/proc/sys/vm/drop_caches", "1");
 }
 
-FlushCounter::FlushCounter() : directory_("/sys/kernel/tracing/events/ht_flush/") {
-  const std::string probes = "/sys/kernel/tracing/kprobe_events";
-  if (access(directory_.c_str(), F_OK) != 0)
-    for (const char* probe : {"flush_tlb_mm_range", "arch_tlbbatch_flush"}) {
-      int fd = open(probes.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
-      std::string line = std::string("p:ht_flush/") + probe + " " + probe + "\n";
-      if (fd < 0 || write(fd, line.data(), line.size()) < 0) die(std::string("cannot set a kprobe on ") + probe + ": " + strerror(errno));
-      close(fd);
-    }
-  write_file(directory_ + "enable", "1");
+std::vector<int> nodes_of(pid_t pid, const std::vector<uint64_t>& addresses) {
+  std::vector<void*> pages;
+  for (uint64_t address : addresses) pages.push_back(reinterpret_cast<void*>(address));
+  std::vector<int> nodes(pages.size(), -1);
+  if (!pages.empty() && move_pages(pid, pages.size(), pages.data(), nullptr, nodes.data(), 0))
+    die("move_pages does not tell where the pages of process " + std::to_string(pid) + " are: " + strerror(errno));
+  return nodes;
+}
+
+namespace {
+const std::string kTracing = "/sys/kernel/tracing/";
+constexpr std::array<const char*, 2> kFlushFunctions = {"flush_tlb_mm_range", "arch_tlbbatch_flush"};
+std::string flush_event(const char* function) { return kTracing + "events/ht_flush/" + function + "/"; }
+
+void append_line(const std::string& path, const std::string& line) {
+  int fd = open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+  std::string text = line + "\n";
+  bool ok = fd >= 0 && write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  if (!ok) die("cannot write \"" + line + "\" to " + path + ": " + strerror(errno));
+  close(fd);
+}
+}  // namespace
+
+FlushCounter::FlushCounter() {
+  for (const char* function : kFlushFunctions) {
+    if (access(flush_event(function).c_str(), F_OK) != 0)
+      append_line(kTracing + "kprobe_events", std::string("p:ht_flush/") + function + " " + function);
+    append_line(flush_event(function) + "trigger", "hist:keys=common_pid.execname");
+  }
 }
 
 FlushCounter::~FlushCounter() {
-  int fd = open((directory_ + "enable").c_str(), O_WRONLY | O_CLOEXEC);
-  if (fd < 0) return;
-  [[maybe_unused]] ssize_t put = write(fd, "0", 1);
-  close(fd);
+  for (const char* function : kFlushFunctions) append_line(flush_event(function) + "trigger", "!hist:keys=common_pid.execname");
 }
 
-// kprobe_profile counts hits whether or not the trace buffer wraps.
-uint64_t FlushCounter::total() {
-  std::istringstream profile(read_file("/sys/kernel/tracing/kprobe_profile"));
+// "{ common_pid: tierd           [       123] } hitcount:         17"
+uint64_t FlushCounter::by(const std::string& comm) {
   uint64_t sum = 0;
-  for (std::string line; std::getline(profile, line);) {
-    std::istringstream words(line);
-    std::string event;
-    uint64_t hits = 0;
-    words >> event >> hits;
-    if (event == "flush_tlb_mm_range" || event == "arch_tlbbatch_flush") sum += hits;
+  for (const char* function : kFlushFunctions) {
+    std::istringstream hist(read_file(flush_event(function) + "hist"));
+    for (std::string line; std::getline(hist, line);) {
+      char name[64];
+      unsigned long long hits;
+      if (std::sscanf(line.c_str(), "{ common_pid: %63s [ %*d] } hitcount: %llu", name, &hits) == 2 && comm == name) sum += hits;
+    }
   }
   return sum;
 }

@@ -44,7 +44,8 @@ class Child {
 
   pid_t pid() const { return pid_; }
   void send(const std::string& command);
-  json expect(const std::string& word);  // the next answer must be this one
+  json expect(const std::string& word);          // the next answer must be this one
+  void skip_until(const std::string& part);       // reads its output up to a line with this in it
   json ask(const std::string& command, const std::string& word) {
     send(command);
     return expect(word);
@@ -57,6 +58,14 @@ class Child {
   pid_t pid_ = -1;
   int in_ = -1;
   FILE* out_ = nullptr;
+};
+
+// redis-server from the distribution on a unix socket, and kvload that drives it.
+struct Redis {
+  Child server;
+  Child load;
+  Redis(uint64_t seed, uint64_t keys, uint64_t value_bytes);
+  void stop();  // checks that no value came back wrong
 };
 
 // Truth of the simulated memory, all processes' user code.
@@ -95,15 +104,17 @@ Placement placement(pid_t pid);
 // is made small, page cache is dropped.
 void tighten_reserve();
 
-// Counts TLB flush calls of the whole kernel with kprobes in tracefs.
+// Node of each page; negative: not there.
+std::vector<int> nodes_of(pid_t pid, const std::vector<uint64_t>& addresses);
+
+// Counts calls of the TLB flush functions with kprobes in tracefs, by the name
+// of the task that asked for them: what tierd's moves cost, not what exec and
+// munmap of everybody else do.
 class FlushCounter {
  public:
   FlushCounter();
   ~FlushCounter();
-  uint64_t total();
-
- private:
-  std::string directory_;
+  uint64_t by(const std::string& comm);
 };
 
 void write_file(const std::string& path, const std::string& text);  // dies on failure

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What the whole pipeline must do, in the lab: real accesses -> samples ->
+// ranges -> policy -> pages exchanged. Judged by the truth of the simulated
+// memory, never by our own samples, and by counters, never by time.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdlib>
+
+#include <CLI/CLI.hpp>
+
+#include "harness.hpp"
+
+using namespace e2e;
+
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+constexpr uint64_t kEpochs = 40;  // the bound of the project's goal
+
+class Checks {
+ public:
+  [[gnu::format(printf, 3, 4)]] void that(bool ok, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    std::printf("%s ", ok ? "  ok  " : "  FAIL");
+    std::vprintf(format, arguments);
+    std::printf("\n");
+    std::fflush(stdout);
+    va_end(arguments);
+    failed_ += !ok;
+  }
+  int status() const { return failed_ ? 1 : 0; }
+
+ private:
+  int failed_ = 0;
+};
+
+void seat(const std::string& policy) { tierctl({"load", policy}); }
+void unseat() { tierctl({"unload"}); }
+
+Truth window(Child& workload, uint64_t operations) {
+  Truth before = truth();
+  workload.ask("run " + std::to_string(operations), "done");
+  return truth() - before;
+}
+
+// ------------------------------------------------------------------ hotset
+
+constexpr uint64_t kEpochAccesses = 650000;  // about half a second of the guest's clock
+
+struct Step {
+  uint64_t epoch;
+  double ratio;
+};
+
+// Runs until 40 epochs are over; the ratio of each stretch.
+std::vector<Step> forty_epochs(Child& workload, uint64_t operations) {
+  std::vector<Step> steps;
+  const uint64_t first = counters().epochs;
+  for (;;) {
+    Truth seen = window(workload, operations);
+    uint64_t epoch = counters().epochs - first;
+    if (epoch > kEpochs && !steps.empty()) return steps;
+    steps.push_back({epoch, seen.ratio()});
+  }
+}
+
+void judge(Checks& checks, const char* when, const std::vector<Step>& steps, double best) {
+  auto reached = std::find_if(steps.begin(), steps.end(), [&](const Step& step) { return step.ratio >= 0.95 * best; });
+  std::printf("      %s:", when);
+  for (const Step& step : steps) std::printf(" %llu:%.3f", static_cast<unsigned long long>(step.epoch), step.ratio);
+  std::printf("\n");
+  checks.that(reached != steps.end(), "%s: 0.95 of the best possible reached within %llu epochs (after %llu)", when,
+              static_cast<unsigned long long>(kEpochs),
+              static_cast<unsigned long long>(reached == steps.end() ? 0 : reached->epoch));
+  checks.that(steps.back().ratio >= 0.95 * best, "%s: true hit ratio %.3f at epoch %llu, best possible %.3f, share %.3f", when,
+              steps.back().ratio, static_cast<unsigned long long>(steps.back().epoch), best, steps.back().ratio / best);
+}
+
+std::vector<uint64_t> hot_pages(const json& where) {
+  std::vector<uint64_t> pages;
+  for (uint64_t start : where.at("hot"))
+    for (uint64_t offset = 0; offset < where.at("piece_bytes").get<uint64_t>(); offset += 4096) pages.push_back(start + offset);
+  return pages;
+}
+
+void hotset_test(Checks& checks, uint64_t seed) {
+  std::printf("hotset, seed %llu\n", static_cast<unsigned long long>(seed));
+  tighten_reserve();
+  Child hotset({"hotset", "--size", "384M", "--hot", "64M", "--piece", "2M", "--seed", std::to_string(seed), "--place", "slow-hot"});
+  json where = hotset.expect("ready");
+  Tiers tier = tiers();
+  checks.that(tier.free_share() < 0.01, "the fast tier is full: %.2f %% free", 100 * tier.free_share());
+  std::vector<int> nodes = nodes_of(hotset.pid(), hot_pages(where));
+  auto fast = std::count(nodes.begin(), nodes.end(), tier.fast_node);
+  checks.that(fast == 0, "all %zu hot pages start slow (%ld do not)", nodes.size(), static_cast<long>(fast));
+  Placement start = placement(hotset.pid());
+
+  window(hotset, kEpochAccesses);  // fills the simulated cache
+  Truth before = window(hotset, kEpochAccesses);
+  std::printf("      nothing seated: true hit ratio %.3f\n", before.ratio());
+
+  seat("hyperplace");
+  std::vector<Step> first = forty_epochs(hotset, kEpochAccesses);
+  hotset.ask("shift", "shifted");
+  std::vector<Step> shifted = forty_epochs(hotset, kEpochAccesses);
+  json status = tierctl({"status"});
+  Counters done = counters();
+  unseat();
+
+  // What the best placement gives in the same capacity, measured.
+  Placement end = placement(hotset.pid());
+  checks.that(end.fast_pages >= start.fast_pages * 95 / 100, "its share of the fast tier is kept: %llu pages at start, %llu at the end",
+              static_cast<unsigned long long>(start.fast_pages), static_cast<unsigned long long>(end.fast_pages));
+  checks.that(hotset.ask("place", "placed").at("ok"), "the oracle could place all hot pages");
+  window(hotset, kEpochAccesses);
+  double best = window(hotset, 2 * kEpochAccesses).ratio();
+
+  judge(checks, "first", first, best);
+  judge(checks, "shifted", shifted, best);
+  checks.that(hotset.ask("stop", "stopped").at("ok") && hotset.wait() == 0, "no byte of 384 MiB wrong, no write lost");
+  std::printf("      epochs %llu, samples %llu, promoted %llu, demoted %llu, failed %llu pages; status %s\n",
+              static_cast<unsigned long long>(done.epochs), static_cast<unsigned long long>(done.samples),
+              static_cast<unsigned long long>(done.promoted), static_cast<unsigned long long>(done.demoted),
+              static_cast<unsigned long long>(done.failed), status.dump().c_str());
+}
+
+// ---------------------------------------------------------- four processes
+
+void four_test(Checks& checks) {
+  std::printf("four processes, two hot and two idle\n");
+  tighten_reserve();
+  struct Process {
+    const char* name;
+    Child child;
+    explicit Process(const char* who, const char* place, int seed)
+        : name(who), child({"hotset", "--size", "88M", "--hot", "88M", "--seed", std::to_string(seed), "--place", place}) {
+      child.expect("ready");
+    }
+    double fast_share() const { return placement(child.pid()).fast_share(); }
+  };
+  Process a("idle A", "fast", 1), b("idle B", "fast", 2), c("hot C", "slow", 3), d("hot D", "slow", 4);
+  auto show = [&](const char* when) {
+    std::printf("      %s: share in fast memory", when);
+    for (Process* process : {&a, &b, &c, &d}) std::printf("  %s %.2f", process->name, process->fast_share());
+    std::printf("\n");
+  };
+  show("at the start");
+  uint64_t start_idle = placement(a.child.pid()).fast_pages + placement(b.child.pid()).fast_pages;
+  checks.that(start_idle >= 2 * 88 * kMiB / 4096 * 9 / 10, "idle processes hold %llu fast pages at the start",
+              static_cast<unsigned long long>(start_idle));
+  seat("hyperplace");
+  auto work = [&](Process& one, Process& other, uint64_t epochs) {
+    const uint64_t until = counters().epochs + epochs;
+    while (counters().epochs < until)
+      for (Process* process : {&one, &other}) {
+        process->child.send("run " + std::to_string(kEpochAccesses / 2));
+        if (process == &other)
+          for (Process* both : {&one, &other}) both->child.expect("done");
+      }
+  };
+  work(c, d, kEpochs);
+  show("C and D worked");
+  checks.that(c.fast_share() >= 0.9 && d.fast_share() >= 0.9, "fast memory went to the two that work: %.2f and %.2f", c.fast_share(), d.fast_share());
+  checks.that(a.fast_share() <= 0.4 && b.fast_share() <= 0.4, "the idle ones left it: %.2f and %.2f", a.fast_share(), b.fast_share());
+  work(a, c, kEpochs);
+  show("A and C worked, D is idle");
+  checks.that(a.fast_share() >= 0.9, "an idle process that works again gets fast memory back: %.2f", a.fast_share());
+  checks.that(c.fast_share() >= 0.9, "the other one that works keeps it: %.2f", c.fast_share());
+  checks.that(d.fast_share() <= 0.4, "the one that went idle leaves it: %.2f", d.fast_share());
+  unseat();
+  for (Process* process : {&a, &b, &c, &d})
+    checks.that(process->child.ask("stop", "stopped").at("ok") && process->child.wait() == 0, "%s: no byte wrong, no write lost", process->name);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"the pipeline's goals, inside the lab"};
+  app.require_subcommand(1);
+  uint64_t seed = 1;
+  CLI::App* hotset = app.add_subcommand("hotset", "hot pieces come to fast memory, again after a shift");
+  hotset->add_option("--seed", seed);
+  CLI::App* four = app.add_subcommand("four", "fast memory goes to the processes that work");
+  CLI11_PARSE(app, argc, argv);
+
+  Checks checks;
+  if (hotset->parsed()) hotset_test(checks, seed);
+  if (four->parsed()) four_test(checks);
+  return checks.status();
+}
