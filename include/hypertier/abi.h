@@ -58,6 +58,7 @@ struct ht_granule {
 	__u32 samples;
 	__u32 stores;
 	__u32 pages[HT_GRANULE_PAGES / 2];
+	__u64 _pad[5];	/* whole cache lines: a header never straddles two */
 };
 
 /*

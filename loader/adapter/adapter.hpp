@@ -30,7 +30,6 @@ namespace hypertier {
 struct AdapterOptions {
   std::uint32_t granules = 0;  // 2 MiB granules that can be tracked at once; 0: from RAM size
   std::filesystem::path pins = "/sys/fs/bpf/hypertier/v1";  // empty: pin nothing
-  Roots roots;
 };
 
 // What the sampler program itself costs, from the kernel's BPF statistics.
@@ -77,7 +76,7 @@ class Adapter {
   virtual SamplerCost cost() const = 0;
   virtual GranuleUse granules() const = 0;
 
-  // Sampling CPUs, and those of the online ones that could not be opened.
+  // CPUs that are sampled now; follows hotplug.
   virtual std::uint32_t sampling_cpus() const = 0;
 };
 

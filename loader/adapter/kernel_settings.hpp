@@ -16,25 +16,30 @@ namespace hypertier {
 class KernelSettings {
  public:
   // module may be null (tests): then nothing is restored after a kill -9.
-  KernelSettings(Module* module, Roots roots = {});
+  explicit KernelSettings(const Module* module, Roots roots = {});
   ~KernelSettings();  // restores
+  KernelSettings(const KernelSettings&) = delete;
+  KernelSettings& operator=(const KernelSettings&) = delete;
 
-  // numa_balancing := 0; records numa_balancing and demotion_enabled first.
-  // Does nothing when seated already.
+  // numa_balancing := 0, if the kernel has it. Does nothing when seated
+  // already. demotion_enabled only takes effect under memory pressure and is
+  // left as it is.
   [[nodiscard]] Result<> seat();
+  // Puts back what seat() found, unless somebody has changed it since.
   [[nodiscard]] Result<> restore();
   bool seated() const { return seated_; }
 
-  // As they are now, trimmed; nullopt where the kernel has no such setting.
+  // As they are now; nullopt where the kernel has no such setting.
   std::optional<std::string> numa_balancing() const;
   std::optional<std::string> demotion_enabled() const;
 
  private:
-  Module* module_;
+  std::filesystem::path numa_balancing_file() const;
+
+  const Module* module_;
   Roots roots_;
   bool seated_ = false;
-  std::optional<std::string> recorded_numa_balancing_;
-  std::optional<std::string> recorded_demotion_;
+  std::optional<std::string> recorded_;  // numa_balancing before seat()
 };
 
 }  // namespace hypertier

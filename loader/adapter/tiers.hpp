@@ -39,7 +39,4 @@ struct TierUse {
 
 Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& roots = {});
 
-// "0,2-3" -> {0, 2, 3}
-Result<std::vector<int>> parse_node_list(const std::string& text);
-
 }  // namespace hypertier

@@ -30,12 +30,12 @@ struct SourceSettings {
   std::uint64_t store_period = 0;  // stores per sample; 0: stores are not sampled
 };
 
-// One event, opened on each of the CPUs.
+// One event, opened on each CPU of its list.
 struct SourceEvent {
   std::string name;                       // as in sysfs or the vendor's manual: "mem-loads"
   perf_event_attr attr{};                 // opened disabled; see open_event()
   std::optional<perf_event_attr> leader;  // opened first, as group leader (mem-loads-aux)
-  std::vector<int> cpus;                  // online CPUs that have this PMU
+  std::filesystem::path cpu_list;         // file with the online CPUs that have this PMU; changes with hotplug
 };
 
 // What an active probe found. Only made when enough addresses were right.
@@ -86,7 +86,8 @@ std::vector<std::unique_ptr<Source>> make_sources(const Roots& roots = {});
 // Opens the source's events for this thread, touches a known buffer, and
 // requires that >= 90 % of the addresses fall inside. Tries one way after the
 // other and returns the first that works.
-Result<ChosenSource> probe_source(const Source& source, const SourceSettings& settings = {});
+Result<ChosenSource> probe_source(const Source& source, const SourceSettings& settings = {},
+                                  const Roots& roots = {});
 
 // The first source that works; only the one called `only` if that is not
 // empty. The error says for each why it was refused.
@@ -96,13 +97,23 @@ Result<ChosenSource> choose_source(const SourceSettings& settings = {}, std::str
 // Every source, probed.
 std::vector<SourceReport> diagnose_sources(const SourceSettings& settings = {}, const Roots& roots = {});
 
-// perf_event_open() of an event (leader first, if it has one) on a CPU for all
-// tasks (pid -1) or for a task. Disabled: attach, then enable. The leader's fd
-// is kept beside the event's, closing both is up to the caller.
+// A perf event descriptor, with its group leader's if it has one.
 struct OpenEvent {
   int fd = -1;
   int leader_fd = -1;
 };
+
+// perf_event_open() on a CPU for all tasks (pid -1), or for a task (pid 0 is
+// the caller) on any CPU (cpu -1). Disabled: attach, then enable leader and
+// event. Closing both is up to the caller. The error says what the errno means
+// for a PMU.
 Result<OpenEvent> open_event(const SourceEvent& event, int pid, int cpu);
+
+// "0,2-3" -> {0, 2, 3}: the kernel's notation for sets of CPUs and nodes.
+Result<std::vector<int>> parse_list(std::string_view text);
+Result<std::vector<int>> read_list(const std::filesystem::path& file);
+
+// The content of a one-line file of /proc or /sys, trimmed.
+std::optional<std::string> read_line(const std::filesystem::path& file);
 
 }  // namespace hypertier

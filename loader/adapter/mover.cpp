@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "adapter/mover.hpp"
+
+#include "mover.skel.h"
+
+namespace hypertier {
+
+Result<std::unique_ptr<Mover>> Mover::open() {
+  std::unique_ptr<Mover> mover(new Mover);
+  LibbpfMessages messages;
+  mover->skeleton_ = mover_bpf__open_and_load();
+  if (!mover->skeleton_)
+    return messages.fail("cannot load the mover's BPF programs", errno,
+                         "the module hypertier must be loaded, in the version of this tierd (tierctl version)");
+  auto& maps = mover->skeleton_->maps;
+  for (auto [mapped, map] : {std::pair(&mover->run_, maps.run), std::pair(&mover->ranges_, maps.ranges),
+                             std::pair(&mover->admits_, maps.admits), std::pair(&mover->results_, maps.results),
+                             std::pair(&mover->spaces_, maps.spaces), std::pair(&mover->mappings_, maps.mappings),
+                             std::pair(&mover->walks_, maps.walks), std::pair(&mover->pages_, maps.pages),
+                             std::pair(&mover->pairs_, maps.pairs), std::pair(&mover->exchange_, maps.exchange)}) {
+    auto result = MappedMap::map(map);
+    if (!result) return std::unexpected(result.error());
+    *mapped = std::move(*result);
+  }
+  return mover;
+}
+
+Mover::~Mover() { mover_bpf__destroy(skeleton_); }
+
+Result<> Mover::run(const bpf_program* program) {
+  LIBBPF_OPTS(bpf_test_run_opts, options);
+  std::string what = std::string("the BPF run ") + bpf_program__name(program);
+  if (int err = bpf_prog_test_run_opts(bpf_program__fd(program), &options); err < 0)
+    return fail_errno(what + " cannot be made", -err);
+  if (int err = static_cast<int>(options.retval); err < 0) return fail_errno(what + " failed", -err);
+  return {};
+}
+
+Result<> Mover::run_policy(const bpf_program* program, ht_run& header) {
+  *run_.as<ht_run>() = header;
+  auto done = run(program);
+  header = *run_.as<ht_run>();
+  return done;
+}
+
+Result<> Mover::run_spaces() { return run(skeleton_->progs.spaces_run); }
+Result<> Mover::run_classify(ht_run& run) { return run_policy(skeleton_->progs.classify, run); }
+Result<> Mover::run_admit(ht_run& run) { return run_policy(skeleton_->progs.admit, run); }
+Result<> Mover::run_moved(ht_run& run) { return run_policy(skeleton_->progs.moved, run); }
+Result<> Mover::run_walks() { return run(skeleton_->progs.walk); }
+
+Result<> Mover::run_exchange(ht_exchange_run& header) {
+  *exchange_.as<ht_exchange_run>() = header;
+  auto done = run(skeleton_->progs.exchange_run);
+  header = *exchange_.as<ht_exchange_run>();
+  return done;
+}
+
+}  // namespace hypertier

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Machine over bpf/mover.bpf.c: the maps are mapped once, a call is one run of
+// a SYSCALL program.
+#pragma once
+
+#include <memory>
+
+#include "adapter/maps.hpp"
+#include "machine.hpp"
+
+struct mover_bpf;
+
+namespace hypertier {
+
+class Mover : public Machine {
+ public:
+  static Result<std::unique_ptr<Mover>> open();
+  ~Mover() override;
+
+  std::span<tier_range> ranges() override { return {ranges_.as<tier_range>(), HT_RANGES_MAX}; }
+  std::span<tier_pair> admits() override { return {admits_.as<tier_pair>(), HT_ADMITS_MAX}; }
+  std::span<tier_result> results() override { return {results_.as<tier_result>(), HT_ADMITS_MAX}; }
+  ht_spaces_run& spaces() override { return *spaces_.as<ht_spaces_run>(); }
+  std::span<const ht_mapping> mappings() override { return {mappings_.as<ht_mapping>(), HT_MAPPINGS_MAX}; }
+  ht_walks_run& walks() override { return *walks_.as<ht_walks_run>(); }
+  std::span<const ht_page_t> pages() override { return {pages_.as<ht_page_t>(), HT_PAGES_MAX}; }
+  std::span<ht_pair> pairs() override { return {pairs_.as<ht_pair>(), HT_PAIRS_MAX}; }
+
+  [[nodiscard]] Result<> run_spaces() override;
+  [[nodiscard]] Result<> run_classify(ht_run& run) override;
+  [[nodiscard]] Result<> run_admit(ht_run& run) override;
+  [[nodiscard]] Result<> run_moved(ht_run& run) override;
+  [[nodiscard]] Result<> run_walks() override;
+  [[nodiscard]] Result<> run_exchange(ht_exchange_run& run) override;
+
+ private:
+  Mover() = default;
+  Result<> run(const bpf_program* program);
+  Result<> run_policy(const bpf_program* program, ht_run& run);
+
+  mover_bpf* skeleton_ = nullptr;
+  MappedMap run_, ranges_, admits_, results_, spaces_, mappings_, walks_, pages_, pairs_, exchange_;
+};
+
+}  // namespace hypertier

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "adapter/sampler.hpp"
+
+#include <linux/membarrier.h>
+#include <linux/netlink.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <charconv>
+#include <cstring>
+#include <set>
+
+#include "sampler.skel.h"
+
+namespace hypertier {
+namespace {
+
+template <class T>
+T load(T& shared) {
+  return std::atomic_ref(shared).load(std::memory_order_acquire);
+}
+
+template <class T>
+void store(T& shared, T value) {
+  std::atomic_ref(shared).store(value, std::memory_order_release);
+}
+
+// Waits until every sampler that may have started before has ended. GLOBAL is
+// synchronize_rcu(): perf runs its BPF programs under rcu_read_lock(), and from
+// NMI, interrupt or with preemption off besides, all of which a grace period
+// waits for. With one CPU the kernel skips the wait, rightly: whoever runs this
+// line has interrupted no sampler. Its full barrier orders our store of
+// `active` before every later sampler's load.
+int membarrier_global() {
+  return static_cast<int>(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
+  // Up to 2^22 = 8 TiB of tracked memory; the cursors wrap by mask.
+  if (granules < 1 || granules > 1U << 22)
+    return fail("cannot track " + std::to_string(granules) + " granules", "tierd --granules takes 1 to 4194304");
+  long commands = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
+  if (commands < 0 || !(commands & MEMBARRIER_CMD_GLOBAL))
+    return fail("this kernel has no membarrier(MEMBARRIER_CMD_GLOBAL)", "boot without nohz_full");
+
+  std::uint32_t capacity = std::bit_ceil(granules);
+  std::unique_ptr<Sampler> sampler(new Sampler(capacity));
+  LibbpfMessages messages;
+  sampler->skeleton_ = sampler_bpf__open();
+  if (!sampler->skeleton_) return messages.fail("cannot open the sampler's BPF object", errno);
+  auto& maps = sampler->skeleton_->maps;
+  for (auto* map : {maps.ht_index, maps.ht_granules0, maps.ht_granules1, maps.ht_changed0, maps.ht_changed1,
+                    maps.ht_free})
+    bpf_map__set_max_entries(map, capacity);
+  if (sampler_bpf__load(sampler->skeleton_))
+    return messages.fail("cannot load the sampler with " + std::to_string(capacity) + " granules", errno,
+                         errno == ENOMEM ? "fewer granules need less memory: tierd --granules" : "");
+
+  for (auto [mapped, map] :
+       {std::pair(&sampler->control_, maps.ht_control), std::pair(&sampler->granules_[0], maps.ht_granules0),
+        std::pair(&sampler->granules_[1], maps.ht_granules1), std::pair(&sampler->changed_[0], maps.ht_changed0),
+        std::pair(&sampler->changed_[1], maps.ht_changed1), std::pair(&sampler->free_, maps.ht_free)}) {
+    auto result = MappedMap::map(map);
+    if (!result) return std::unexpected(result.error());
+    *mapped = std::move(*result);
+  }
+  auto* control = sampler->control_.as<ht_control>();
+  control->capacity = capacity;
+  for (std::uint32_t slot = 0; slot < capacity; ++slot) sampler->free_.as<__u32>()[slot] = slot;
+  store<__u64>(control->free_tail, capacity);
+  return sampler;
+}
+
+Sampler::~Sampler() {
+  cpus_.clear();  // before the program they are attached to
+  sampler_bpf__destroy(skeleton_);
+}
+
+Result<Sampler::Attached> Sampler::attach(const SourceEvent& event, int cpu) {
+  auto open = open_event(event, -1, cpu);
+  if (!open) return std::unexpected(open.error());
+  Attached attached;
+  attached.leader = Fd(open->leader_fd);
+  LibbpfMessages messages;
+  // enables the event as well, and owns its descriptor from here on
+  attached.link = bpf_program__attach_perf_event(skeleton_->progs.ht_sample, open->fd);
+  if (!attached.link) {
+    int err = errno;
+    close(open->fd);
+    return messages.fail("cannot attach the sampler to the event " + event.name + " on CPU " + std::to_string(cpu), err);
+  }
+  if (attached.leader && ioctl(attached.leader.get(), PERF_EVENT_IOC_ENABLE, 0) < 0)
+    return fail_errno("cannot enable the leader of the event " + event.name + " on CPU " + std::to_string(cpu), errno);
+  return attached;
+}
+
+// Events on the CPUs that have none yet. all_or_error: the first failure ends
+// it; else such a CPU is left out, and tried again when CPUs change.
+Result<> Sampler::attach_new_cpus(bool all_or_error) {
+  std::map<int, std::vector<const SourceEvent*>> wanted;
+  for (const auto& event : events_) {
+    auto cpus = read_list(event.cpu_list);
+    if (!cpus) return std::unexpected(cpus.error());
+    for (int cpu : *cpus) wanted[cpu].push_back(&event);
+  }
+  for (const auto& [cpu, events] : wanted) {
+    if (cpus_.contains(cpu)) continue;
+    std::vector<Attached> attached;
+    for (const auto* event : events) {
+      auto result = attach(*event, cpu);
+      if (!result && all_or_error) return std::unexpected(result.error());
+      if (!result) break;
+      attached.push_back(std::move(*result));
+    }
+    if (attached.size() == events.size()) cpus_.emplace(cpu, std::move(attached));
+  }
+  return {};
+}
+
+Result<> Sampler::start(const ChosenSource& source) {
+  if (running_) return fail("the sampler runs already");
+  // Before the CPUs are listed, so that no change is missed. Without the news
+  // (a network namespace) a CPU that comes later is not sampled.
+  uevents_ = Fd(socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT));
+  sockaddr_nl kernel{};
+  kernel.nl_family = AF_NETLINK;
+  kernel.nl_groups = 1;
+  if (uevents_ && bind(uevents_.get(), reinterpret_cast<sockaddr*>(&kernel), sizeof(kernel)) < 0) uevents_.reset();
+
+  events_ = source.events;
+  if (auto attached = attach_new_cpus(true); !attached) {
+    cpus_.clear();
+    return attached;
+  }
+  run_time_ = Fd(bpf_enable_stats(BPF_STATS_RUN_TIME));
+  store<__u32>(control_.as<ht_control>()->enabled, 1);
+  running_ = true;
+  return {};
+}
+
+void Sampler::stop() {
+  if (!running_) return;
+  running_ = false;
+  store<__u32>(control_.as<ht_control>()->enabled, 0);
+  cpus_.clear();
+  uevents_.reset();
+  run_time_.reset();
+  // one drain finds the last granules, the other three carry a slot back to the
+  // ring; nothing is left for the next start
+  for (int drains = 0; drains < 4; ++drains) {
+    slots_.forget_all();
+    (void)drain([](const ht_granule&) {});
+  }
+}
+
+// An event dies with its CPU and does not come back with it.
+void Sampler::follow_hotplug() {
+  if (!uevents_) return;
+  constexpr std::string_view kOnline = "online@", kOffline = "offline@", kCpu = "/devices/system/cpu/cpu";
+  bool changed = false;
+  char message[4096];
+  for (;;) {
+    ssize_t length = recv(uevents_.get(), message, sizeof(message) - 1, 0);
+    if (length < 0 && errno == ENOBUFS) {
+      changed = true;
+      continue;
+    }
+    if (length <= 0) break;
+    message[length] = 0;
+    std::string_view text(message);  // up to the first NUL: "offline@/devices/system/cpu/cpu1"
+    bool offline = text.starts_with(kOffline);
+    if (!offline && !text.starts_with(kOnline)) continue;
+    text.remove_prefix(offline ? kOffline.size() : kOnline.size());
+    if (!text.starts_with(kCpu)) continue;
+    text.remove_prefix(kCpu.size());
+    int cpu = -1;
+    if (std::from_chars(text.data(), text.data() + text.size(), cpu).ec != std::errc()) continue;
+    if (offline) cpus_.erase(cpu);
+    changed = true;
+  }
+  if (changed) (void)attach_new_cpus(false);
+}
+
+Result<> Sampler::delete_keys(std::vector<ht_granule_key> keys) {
+  int index = bpf_map__fd(skeleton_->maps.ht_index);
+  // a batch stops at a key that is not there; that one is gone as wanted
+  for (std::size_t at = 0; at < keys.size();) {
+    __u32 count = static_cast<__u32>(keys.size() - at);
+    int err = bpf_map_delete_batch(index, &keys[at], &count, nullptr);
+    if (err < 0 && err != -ENOENT) return fail_errno("cannot delete granules from ht_index", -err);
+    at += count + (err < 0 ? 1 : 0);
+  }
+  return {};
+}
+
+Result<> Sampler::drain(const std::function<void(const ht_granule&)>& fold) {
+  follow_hotplug();
+  if (auto deleted = delete_keys(slots_.begin_drain()); !deleted) return deleted;
+
+  auto* control = control_.as<ht_control>();
+  __u32 set = load(control->active);
+  store(control->active, set ^ 1);
+  if (membarrier_global() < 0) {
+    int err = errno;
+    store(control->active, set);
+    return fail_errno("cannot wait for the samplers of the last epoch", err);
+  }
+
+  auto* granules = granules_[set].as<ht_granule>();
+  const auto* changed = changed_[set].as<__u32>();
+  __u32 count = std::min(load(control->changed[set]), control->capacity);
+  for (__u32 i = 0; i < count; ++i) {
+    ht_granule& granule = granules[changed[i] & (control->capacity - 1)];
+    slots_.seen(changed[i] & (control->capacity - 1), granule.space, granule.granule);
+    fold(granule);
+    granule.samples = 0;
+    granule.stores = 0;
+    std::memset(granule.pages, 0, sizeof(granule.pages));
+  }
+  store<__u32>(control->changed[set], 0);
+
+  __u64 tail = control->free_tail;
+  for (__u32 slot : slots_.end_drain()) free_.as<__u32>()[tail++ & (control->capacity - 1)] = slot;
+  store(control->free_tail, tail);
+  return {};
+}
+
+ht_sampler_stats Sampler::stats() {
+  ht_sampler_stats sum{};
+  std::vector<ht_sampler_stats> cpus(libbpf_num_possible_cpus());
+  __u32 key = 0;
+  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.ht_stats), &key, cpus.data()) < 0) return sum;
+  for (const auto& cpu : cpus) {
+    sum.samples_total += cpu.samples_total;
+    for (int reason = 0; reason < HT_DROPS; ++reason) sum.dropped_total[reason] += cpu.dropped_total[reason];
+  }
+  return sum;
+}
+
+SamplerCost Sampler::cost() const {
+  bpf_prog_info info{};
+  __u32 length = sizeof(info);
+  if (bpf_prog_get_info_by_fd(bpf_program__fd(skeleton_->progs.ht_sample), &info, &length) < 0) return {};
+  return {info.run_time_ns, info.run_cnt};
+}
+
+GranuleUse Sampler::granules() const {
+  auto* control = control_.as<ht_control>();
+  return {static_cast<std::uint32_t>(control->capacity - (load(control->free_tail) - load(control->free_head))),
+          control->capacity};
+}
+
+Result<> Sampler::pin(const std::filesystem::path& dir) {
+  auto& maps = skeleton_->maps;
+  LibbpfMessages messages;
+  for (auto* map : {maps.ht_control, maps.ht_index, maps.ht_granules0, maps.ht_granules1, maps.ht_changed0,
+                    maps.ht_changed1, maps.ht_free, maps.ht_stats}) {
+    std::filesystem::path file = dir / bpf_map__name(map);
+    if (int err = bpf_map__pin(map, file.c_str()); err < 0)
+      return messages.fail("cannot pin " + file.string(), -err, "is the BPF file system mounted at /sys/fs/bpf?");
+  }
+  return {};
+}
+
+}  // namespace hypertier

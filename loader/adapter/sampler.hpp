@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// SampleSource over bpf/sampler.bpf.c: the range maps, and the PMU events that
+// feed them.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "adapter/adapter.hpp"
+#include "adapter/maps.hpp"
+#include "adapter/slots.hpp"
+#include "machine.hpp"
+
+struct sampler_bpf;
+
+namespace hypertier {
+
+class Sampler : public SampleSource {
+ public:
+  // granules is rounded up to a power of two.
+  static Result<std::unique_ptr<Sampler>> open(std::uint32_t granules);
+  ~Sampler() override;
+
+  [[nodiscard]] Result<> start(const ChosenSource& source);
+  void stop();
+  bool running() const { return running_; }
+
+  [[nodiscard]] Result<> drain(const std::function<void(const ht_granule&)>& fold) override;
+  void forget(__u64 space, __u64 start, __u64 end) override { slots_.forget(space, start, end); }
+  ht_sampler_stats stats() override;
+
+  SamplerCost cost() const;
+  GranuleUse granules() const;
+  std::uint32_t sampling_cpus() const { return static_cast<std::uint32_t>(cpus_.size()); }
+
+  [[nodiscard]] Result<> pin(const std::filesystem::path& dir);
+
+ private:
+  // One event on one CPU; detached and closed with it.
+  struct Attached {
+    Fd leader;
+    bpf_link* link = nullptr;
+    Attached() = default;
+    Attached(Attached&& other) noexcept
+        : leader(std::move(other.leader)), link(std::exchange(other.link, nullptr)) {}
+    Attached& operator=(Attached&&) = delete;
+    ~Attached() { bpf_link__destroy(link); }
+  };
+
+  explicit Sampler(std::uint32_t capacity) : slots_(capacity) {}
+  Result<Attached> attach(const SourceEvent& event, int cpu);
+  void follow_hotplug();
+  Result<> attach_new_cpus(bool all_or_error);
+  Result<> delete_keys(std::vector<ht_granule_key> keys);
+
+  sampler_bpf* skeleton_ = nullptr;
+  MappedMap control_, granules_[2], changed_[2], free_;
+  Slots slots_;
+  std::vector<SourceEvent> events_;
+  std::map<int, std::vector<Attached>> cpus_;
+  Fd uevents_;      // hotplug news of the kernel
+  Fd run_time_;     // keeps the kernel's BPF statistics on
+  bool running_ = false;
+};
+
+}  // namespace hypertier

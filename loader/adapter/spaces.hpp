@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Process events over bpf/spaces.bpf.c.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "adapter/maps.hpp"
+#include <hypertier/abi.h>
+
+struct spaces_bpf;
+
+namespace hypertier {
+
+class SpaceWatcher {
+ public:
+  using Handler = std::function<void(const ht_space_event&)>;
+
+  static Result<std::unique_ptr<SpaceWatcher>> open();
+  ~SpaceWatcher();
+
+  [[nodiscard]] Result<> start();
+  void stop();
+
+  int fd() const;
+  // See Adapter::events().
+  [[nodiscard]] Result<> events(const Handler& handler, const std::function<void()>& on_rescan);
+  // One HT_SPACE_TASK event for each process that runs.
+  [[nodiscard]] Result<> scan(const Handler& handler);
+
+ private:
+  SpaceWatcher() = default;
+  Result<> consume(const Handler& handler);
+  std::uint64_t lost() const;
+
+  spaces_bpf* skeleton_ = nullptr;
+  ring_buffer* ring_ = nullptr;
+  const Handler* handler_ = nullptr;  // during consume() only
+  std::uint64_t lost_seen_ = 0;
+  bool scan_due_ = false;
+};
+
+}  // namespace hypertier
