@@ -42,9 +42,12 @@ struct EngineSettings {
   // huge could move on a small tier.
   double max_move_share = 0.05;
   __u64 max_move_min_pages = 2 * HT_GRANULE_PAGES;
-  // Most ranges that are walked in an epoch. Those with the oldest residency
-  // are walked first where the hot set is larger.
-  __u32 max_walks = 4096;
+  // Most pages that page-table walks visit in an epoch; about 10 ns each. A
+  // larger range is walked in several epochs.
+  __u64 max_walk_pages = 1 << 20;
+  // How long the result of a walk is taken for true, epochs; a range that pages
+  // were moved in is walked again in any case.
+  __u32 residency_epochs = 8;
   // Free room of the fast tier that moves leave to the kernel's allocator, as
   // a share of the tier (TPP keeps 2 %).
   double fast_reserve_share = 0.02;

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// How address spaces are cut into ranges, and what is counted for each. The
+// scope knows only this interface, so that another partition (an estimate over
+// a radix tree) can take its place on the same samples.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <span>
+
+#include <hypertier/abi.h>
+
+namespace hypertier {
+
+// What page-table walks found in a range. A large range is walked in several
+// steps; its counts are published when the walk has come round.
+struct Residency {
+  __u64 tier_pages[HT_TIERS] = {HT_UNKNOWN64, HT_UNKNOWN64};
+  __u64 huge_pages = 0;
+  __u64 walked_epoch = 0;  // 0: never
+  bool moved = false;      // pages were moved since: walk again before using it
+  __u64 cursor = 0;        // where the unfinished walk goes on; 0: at the start
+  __u64 partial_pages[HT_TIERS] = {0, 0};
+  __u64 partial_huge_pages = 0;
+
+  bool known() const { return tier_pages[HT_TIER_FAST] != HT_UNKNOWN64; }
+  __u64 pages() const { return tier_pages[HT_TIER_FAST] + tier_pages[HT_TIER_SLOW]; }
+};
+
+struct Adapted {
+  __u32 splits = 0;
+  __u32 merges = 0;
+  __u32 splits_refused = 0;
+};
+
+class Partition {
+ public:
+  virtual ~Partition() = default;
+
+  // A new epoch: what is folded from here on belongs to it. Epochs rise.
+  virtual void begin(__u64 epoch) = 0;
+
+  // Counts one granule, exactly by page. stray(address, samples) is called for
+  // pages with samples that lie in no range.
+  using Stray = std::function<void(__u64 address, __u32 samples)>;
+  virtual void fold(const ht_granule& granule, const Stray& stray) = 0;
+
+  // All that the space maps and that is to be managed: sorted, disjoint.
+  virtual void map(__u64 space, std::span<const ht_mapping> mappings) = 0;
+  virtual void drop(__u64 space) = 0;
+
+  // Writes the ranges, in the order space, address; returns how many. pid,
+  // heat and action are left at 0.
+  virtual std::size_t fill(std::span<tier_range> out) = 0;
+
+  // Both take indices of the last fill, up to the next map, drop or adapt.
+  virtual Residency& residency(std::size_t index) = 0;
+  virtual Adapted adapt(std::span<const tier_range> answers) = 0;
+};
+
+}  // namespace hypertier

@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "scope.hpp"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "adaptive.hpp"
+
+namespace hypertier {
+namespace {
+
+// Pages are listed and offered to the policy for so many times the budget, so
+// that a refusal or a failure is made up for by the next in rank.
+constexpr __u64 kOverplan = 4;
+// Ranges per walk run: enough to pay for the call, few enough to stop in time.
+constexpr std::size_t kWalkBatch = 512;
+// Walk runs per epoch and direction.
+constexpr int kWalkRounds = 8;
+
+__u64 bound_pages(const tier_range& range, const Residency& residency) {
+  return residency.known() ? residency.pages() : range.mapped_pages;
+}
+
+}  // namespace
+
+Scope::Scope(Machine& machine, Spaces& spaces, const EngineSettings& settings, __u64 cgroup_id)
+    : machine_(machine),
+      spaces_(spaces),
+      settings_(settings),
+      cgroup_id_(cgroup_id),
+      partition_(std::make_unique<AdaptivePartition>(settings)) {}
+
+Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochReport& report) {
+  epoch_ = epoch;
+  ranges_ = machine_.ranges().first(partition_->fill(machine_.ranges()));
+  for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
+  hot_.clear();
+  cold_.clear();
+  touched_.clear();
+  results_.resize(ranges_.size());
+  is_touched_.assign(ranges_.size(), false);
+  budget_pages_ = std::max(settings_.max_move_min_pages,
+                           static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
+  walk_budget_pages_ = settings_.max_walk_pages;
+
+  report.scope = {};
+  report.scope.cgroup_id = cgroup_id_;
+  report.scope.epoch = epoch;
+  report.scope.epoch_ns = input.epoch_ns;
+  report.scope.fast_capacity_pages = input.fast_capacity_pages;
+  report.scope.tier_pages[HT_TIER_FAST] = input.tier_pages[HT_TIER_FAST];
+  report.scope.tier_pages[HT_TIER_SLOW] = input.tier_pages[HT_TIER_SLOW];
+  report.scope.samples = samples;
+  report.scope.fast_tier_pages = input.fast_tier_pages;
+  report.scope.ranges = static_cast<__u32>(ranges_.size());
+  report.scope.processes = static_cast<__u32>(spaces_.processes().size());
+  report.scope.cpus = input.cpus;
+  report.scope.period = input.period;
+  report.ranges_visited += ranges_.size();
+
+  auto classified = classify(input, report);
+  if (!classified) return std::unexpected(classified.error());
+  if (!*classified) {
+    // Without an answer nothing is split or merged either.
+    report.decision = Decision::kPolicyFailed;
+    last_.assign(ranges_.begin(), ranges_.end());
+    return {};
+  }
+
+  report.decision = Decision::kNoMoves;
+  if (input.moves) {
+    rank();
+    report.ranges_visited += ranges_.size();
+    if (auto done = select_hot(input, report); !done) return done;
+    if (ranked_.empty() || !ranges_[ranked_.front()].heat) {
+      report.decision = Decision::kNoHeat;
+    } else if (hot_.empty()) {
+      report.decision = Decision::kAllHotFast;
+    } else {
+      if (auto done = select_cold(report); !done) return done;
+      auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
+      __u64 room = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
+      std::vector<PlanEntry> plan = make_plan(hot_, cold_, ranges_, room, input.slow_free_pages);
+      report.decision = Decision::kNothingColder;
+      if (!plan.empty()) {
+        auto admitted = admit(input, plan, report);
+        if (!admitted) return std::unexpected(admitted.error());
+        report.decision = !*admitted     ? Decision::kPolicyFailed
+                          : plan.empty() ? Decision::kAllRefused
+                                         : Decision::kMoved;
+        if (*admitted && !plan.empty())
+          if (auto done = move(input, plan, report); !done) return done;
+        if (*admitted)
+          if (auto done = feed_back(input, report); !done) return done;
+      }
+    }
+  }
+
+  last_.assign(ranges_.begin(), ranges_.end());
+  Adapted adapted = partition_->adapt(last_);
+  report.splits = adapted.splits;
+  report.merges = adapted.merges;
+  report.splits_refused = adapted.splits_refused;
+  return {};
+}
+
+// False: no policy answered.
+Result<bool> Scope::classify(const EpochInput& input, EpochReport& report) {
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    for (tier_range& range : ranges_) {
+      range.heat = 0;
+      range.action = TIER_KEEP;
+    }
+    ht_run run{};
+    run.scope = report.scope;
+    run.budget_ns = input.budget_ns;
+    run.nr = static_cast<__u32>(ranges_.size());
+    if (auto done = machine_.run_classify(run); !done) return std::unexpected(done.error());
+    report.policy_status = run.status;
+    report.policy_generation = run.generation;
+    report.policy_ns += run.policy_ns;
+    if (run.status == 0) return true;
+    if (attempt || !input.policy_failed || !input.policy_failed(run)) break;
+  }
+  return false;
+}
+
+// Heat decides; among equals the younger, then the address, so that the same
+// input always gives the same plan.
+void Scope::rank() {
+  ranked_.resize(ranges_.size());
+  for (__u32 i = 0; i < ranked_.size(); ++i) ranked_[i] = i;
+  std::sort(ranked_.begin(), ranked_.end(), [this](__u32 a, __u32 b) {
+    const tier_range& x = ranges_[a];
+    const tier_range& y = ranges_[b];
+    if (x.heat != y.heat) return x.heat > y.heat;
+    if (x.age_epochs != y.age_epochs) return x.age_epochs < y.age_epochs;
+    return a < b;
+  });
+}
+
+bool Scope::fresh(const Residency& residency) const {
+  return residency.known() && !residency.moved && epoch_ - residency.walked_epoch < settings_.residency_epochs;
+}
+
+// Walks ranges, given by rank, each from where its last walk stopped, and lists
+// pages of one tier in that order.
+Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 list_max_pages,
+                     std::vector<Listed>& listed, EpochReport& report) {
+  ht_walks_run& run = machine_.walks();
+  run.nr = 0;
+  run.pages_used = 0;
+  run.ns = 0;
+  std::vector<__u32> walked;
+  for (std::size_t r : ranks) {
+    const tier_range& range = ranges_[ranked_[r]];
+    const Residency& residency = partition_->residency(ranked_[r]);
+    auto space = spaces_.spaces().find(range.space);
+    if (space == spaces_.spaces().end() || !walk_budget_pages_ || run.nr == HT_WALKS_MAX) continue;
+    __u64 start = std::max(residency.cursor, range.start);
+    __u64 span = (range.end - start) >> HT_PAGE_SHIFT;
+    // No more is visited than is resident, and one entry for each 2 MiB.
+    __u64 cost = std::min(span, space->second.rss_pages) + (span >> 9) + 1;
+    if (cost > walk_budget_pages_) {
+      span = std::min(span, walk_budget_pages_);
+      cost = walk_budget_pages_;
+    }
+    walk_budget_pages_ -= cost;
+    ht_walk& w = run.walk[run.nr++];
+    w = {};
+    w.space = range.space;
+    w.start = start;
+    w.end = start + (span << HT_PAGE_SHIFT);
+    w.pid = space->second.pids.front();
+    w.list_tier = tier;
+    w.list_max_pages = static_cast<__u32>(std::min<__u64>(list_max_pages, HT_UNKNOWN32));
+    walked.push_back(ranked_[r]);
+  }
+  if (!run.nr) return {};
+  if (auto done = machine_.run_walks(); !done) return done;
+  report.walks += run.nr;
+  report.walk_ns += run.ns;
+  report.pages_listed += run.pages_used;
+  for (std::size_t i = 0; i < walked.size(); ++i) {
+    const ht_walk& w = run.walk[i];
+    tier_range& range = ranges_[walked[i]];
+    Residency& residency = partition_->residency(walked[i]);
+    if (w.error && w.error != -ENOSPC) {
+      spaces_.urgent(w.space);
+      continue;
+    }
+    for (int t = 0; t < HT_TIERS; ++t) residency.partial_pages[t] += w.tier_pages[t];
+    residency.partial_huge_pages += w.huge_pages;
+    residency.cursor = w.next;
+    if (w.next >= range.end) {
+      for (int t = 0; t < HT_TIERS; ++t) range.tier_pages[t] = residency.tier_pages[t] = residency.partial_pages[t];
+      residency.huge_pages = residency.partial_huge_pages;
+      residency.walked_epoch = epoch_;
+      residency.moved = false;
+      residency.cursor = 0;
+      residency.partial_pages[HT_TIER_FAST] = residency.partial_pages[HT_TIER_SLOW] = 0;
+      residency.partial_huge_pages = 0;
+      range.walk_epochs = 0;
+      range.flags &= ~TIER_RANGE_HUGE;
+      if (residency.huge_pages * 2 > residency.pages()) range.flags |= TIER_RANGE_HUGE;
+    }
+    for (ht_page_t page : machine_.pages().subspan(w.list_first, w.list_count)) listed.push_back({page, walked[i]});
+  }
+  return {};
+}
+
+// From the hottest down as long as what is resident fits the capacity. The
+// range at the cut takes part with the pages that still fit: otherwise a range
+// larger than the tier would leave it to colder ones.
+Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
+  const __u64 capacity = input.fast_capacity_pages;
+  const __u64 want = kOverplan * budget_pages_;
+  __u64 resident = 0;
+  __u64 wanted = 0;
+  bool full = false;
+  cut_ = 0;
+  auto hot = [&](std::size_t rank) { return rank < ranked_.size() && ranges_[ranked_[rank]].heat > 0; };
+  for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
+    std::vector<std::size_t> batch;
+    std::size_t end = cut_;
+    for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < kWalkBatch; ++end) {
+      const Residency& residency = partition_->residency(ranked_[end]);
+      if (!fresh(residency) || residency.tier_pages[HT_TIER_SLOW]) batch.push_back(end);
+      bound += bound_pages(ranges_[ranked_[end]], residency);
+    }
+    if (end == cut_) break;
+    std::vector<Listed> listed;
+    if (auto done = walk(batch, HT_TIER_SLOW, want, listed, report); !done) return done;
+    auto page = listed.begin();
+    for (; cut_ < end && !full && wanted < want; ++cut_) {
+      const __u32 index = ranked_[cut_];
+      const Residency& residency = partition_->residency(index);
+      const __u64 pages = bound_pages(ranges_[index], residency);
+      const __u64 fast = residency.known() ? residency.tier_pages[HT_TIER_FAST] : 0;
+      __u64 fits = HT_UNKNOWN64;
+      if (resident + pages > capacity) {
+        full = true;
+        fits = resident + fast < capacity ? capacity - resident - fast : 0;
+      }
+      for (; page != listed.end() && page->range == index; ++page) {
+        if (page->pages() > fits || wanted >= want) continue;
+        fits -= page->pages();
+        wanted += page->pages();
+        hot_.push_back(*page);
+      }
+      resident += std::min(pages, capacity - resident);
+      if (residency.known()) report.hot_slow_pages += residency.tier_pages[HT_TIER_SLOW];
+      report.cut_heat = ranges_[index].heat;
+      ++report.ranges_visited;
+    }
+  }
+  report.hot_ranges = static_cast<__u32>(cut_);
+  report.hot_pages = resident;
+  return {};
+}
+
+// From the coldest up until as many pages are found as are to be promoted.
+Result<> Scope::select_cold(EpochReport& report) {
+  __u64 need = 0;
+  for (const Listed& listed : hot_) need += listed.pages();
+  const __u32 hottest = ranges_[hot_.front().range].heat;
+  std::size_t rank = ranked_.size();
+  __u64 found = 0;
+  for (int round = 0; round < kWalkRounds && found < need; ++round) {
+    std::vector<std::size_t> batch;
+    for (__u64 bound = found; rank > 0 && bound < need && batch.size() < kWalkBatch; --rank) {
+      const __u32 index = ranked_[rank - 1];
+      if (ranges_[index].heat >= hottest) break;
+      ++report.ranges_visited;
+      const Residency& residency = partition_->residency(index);
+      if (fresh(residency) && !residency.tier_pages[HT_TIER_FAST]) continue;
+      batch.push_back(rank - 1);
+      bound += residency.known() ? residency.tier_pages[HT_TIER_FAST] : ranges_[index].mapped_pages;
+    }
+    if (batch.empty()) break;
+    const std::size_t first = cold_.size();
+    if (auto done = walk(batch, HT_TIER_FAST, need, cold_, report); !done) return done;
+    for (std::size_t i = first; i < cold_.size(); ++i) found += cold_[i].pages();
+  }
+  return {};
+}
+
+tier_result& Scope::result(__u32 range) {
+  if (!is_touched_[range]) {
+    is_touched_[range] = true;
+    touched_.push_back(range);
+    results_[range] = {};
+  }
+  return results_[range];
+}
+
+// Drops what the policy refuses. False: no policy answered.
+Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report) {
+  std::span<tier_pair> pairs = machine_.admits();
+  std::unordered_map<__u64, std::size_t> groups;
+  auto key = [](const PlanEntry& entry) { return __u64{entry.hot_range} << 32 | entry.cold_range; };
+  std::size_t kept = 0;
+  for (const PlanEntry& entry : plan) {
+    auto [group, added] = groups.try_emplace(key(entry), groups.size());
+    if (added) {
+      if (groups.size() > HT_ADMITS_MAX) {  // lowest in rank: another epoch
+        groups.erase(group);
+        break;
+      }
+      tier_pair& pair = pairs[group->second];
+      pair = {};
+      pair.hot = ranges_[entry.hot_range];
+      if (entry.cold_range != kNoRange) pair.cold = ranges_[entry.cold_range];
+    }
+    pairs[group->second].pages += static_cast<__u32>(std::max(entry.hot_pages(), entry.cold_pages()));
+    ++kept;
+  }
+  plan.resize(kept);
+
+  ht_run run{};
+  run.scope = report.scope;
+  run.budget_ns = input.budget_ns;
+  run.nr = static_cast<__u32>(groups.size());
+  if (auto done = machine_.run_admit(run); !done) return std::unexpected(done.error());
+  report.policy_ns += run.policy_ns;
+  if (run.status) {
+    report.policy_status = run.status;
+    if (input.policy_failed) input.policy_failed(run);
+    return false;
+  }
+  std::erase_if(plan, [&](const PlanEntry& entry) {
+    if (pairs[groups.find(key(entry))->second].admitted) return false;
+    report.refused_pages += entry.hot_pages();
+    result(entry.hot_range).refused_pages += static_cast<__u32>(entry.hot_pages());
+    if (entry.cold_range != kNoRange)
+      result(entry.cold_range).refused_pages += static_cast<__u32>(entry.cold_pages());
+    return true;
+  });
+  return true;
+}
+
+// Carries the plan out until the budget is used; what fails is made up for by
+// the entries that follow.
+Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report) {
+  std::span<ht_pair> pairs = machine_.pairs();
+  __u64 promoted = 0;
+  __u64 demoted = 0;
+  for (std::size_t next = 0; next < plan.size();) {
+    __u64 up = promoted;
+    __u64 down = demoted;
+    std::size_t end = next;
+    for (; end < plan.size() && end - next < HT_PAIRS_MAX; ++end) {
+      if (up + plan[end].hot_pages() > budget_pages_ || down + plan[end].cold_pages() > budget_pages_) break;
+      up += plan[end].hot_pages();
+      down += plan[end].cold_pages();
+    }
+    if (end == next) break;
+
+    // Room is made before it is taken.
+    ht_exchange_run run{};
+    run.flags = input.exchange_flags;
+    auto emit = [&](bool hot, bool cold) {
+      for (std::size_t i = next; i < end; ++i) {
+        const PlanEntry& entry = plan[i];
+        if ((entry.hot != 0) != hot || (entry.cold != 0) != cold) continue;
+        ht_pair& pair = pairs[run.nr++];
+        pair = {};
+        pair.user = static_cast<__u32>(i);
+        if (hot) {
+          const tier_range& range = ranges_[entry.hot_range];
+          pair.hot_space = range.space;
+          pair.hot_pid = range.pid;
+          pair.hot_addr = HT_PAGE_ADDR(entry.hot);
+          report.planned_pages += entry.hot_pages();
+        }
+        if (cold) {
+          const tier_range& range = ranges_[entry.cold_range];
+          pair.cold_space = range.space;
+          pair.cold_pid = range.pid;
+          pair.cold_addr = HT_PAGE_ADDR(entry.cold);
+        }
+        ++(!cold ? report.planned_hot_only : !hot ? report.planned_cold_only : report.planned_pairs);
+      }
+    };
+    emit(false, true);
+    emit(true, true);
+    emit(true, false);
+    if (auto done = machine_.run_exchange(run); !done) return done;
+
+    for (__u32 i = 0; i < run.nr; ++i) {
+      const ht_pair& pair = pairs[i];
+      const PlanEntry& entry = plan[pair.user];
+      if (entry.hot) {
+        tier_result& hot = result(entry.hot_range);
+        (pair.hot_result == HT_MOVE_DONE ? hot.promoted_pages : hot.failed_pages) +=
+            static_cast<__u32>(entry.hot_pages());
+        partition_->residency(entry.hot_range).moved = true;
+      }
+      if (entry.cold) {
+        tier_result& cold = result(entry.cold_range);
+        (pair.cold_result == HT_MOVE_DONE ? cold.demoted_pages : cold.failed_pages) +=
+            static_cast<__u32>(entry.cold_pages());
+        partition_->residency(entry.cold_range).moved = true;
+      }
+    }
+    ht_exchange_run& sum = report.moved;
+    sum.nr += run.nr;
+    sum.flags = run.flags;
+    sum.promoted_pages += run.promoted_pages;
+    sum.demoted_pages += run.demoted_pages;
+    sum.exchanged_pairs += run.exchanged_pairs;
+    for (int m = 0; m < HT_MOVERS; ++m) sum.mover_pages[m] += run.mover_pages[m];
+    for (int r = 0; r < HT_MOVE_RESULTS; ++r) sum.failed_pages[r] += run.failed_pages[r];
+    sum.batches += run.batches;
+    sum.flush_calls += run.flush_calls;
+    sum.ns += run.ns;
+    promoted += run.promoted_pages;
+    demoted += run.demoted_pages;
+    next = end;
+  }
+  return {};
+}
+
+Result<> Scope::feed_back(const EpochInput& input, EpochReport& report) {
+  std::span<tier_result> results = machine_.results();
+  for (std::size_t first = 0; first < touched_.size(); first += HT_ADMITS_MAX) {
+    ht_run run{};
+    run.scope = report.scope;
+    run.budget_ns = input.budget_ns;
+    run.nr = static_cast<__u32>(std::min<std::size_t>(touched_.size() - first, HT_ADMITS_MAX));
+    for (__u32 i = 0; i < run.nr; ++i) {
+      results[i] = results_[touched_[first + i]];
+      results[i].range = ranges_[touched_[first + i]];
+    }
+    if (auto done = machine_.run_moved(run); !done) return done;
+    report.policy_ns += run.policy_ns;
+    if (run.status) {
+      report.policy_status = run.status;
+      if (input.policy_failed) input.policy_failed(run);
+      return {};
+    }
+  }
+  return {};
+}
+
+}  // namespace hypertier
