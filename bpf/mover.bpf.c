@@ -13,7 +13,7 @@ char LICENSE[] SEC("license") = "GPL";
 
 /*
  * pahole 1.24 writes no declarations of kfuncs into BTF; these are the
- * module's, in the module's order.
+ * module's. void: the verifier knows no arrays of structs within an argument.
  */
 extern int hypertier_classify(struct ht_run *run, u32 run__sz, struct tier_range *ranges,
 			      u32 ranges__sz) __ksym;
@@ -21,9 +21,9 @@ extern int hypertier_admit(struct ht_run *run, u32 run__sz, struct tier_pair *pa
 			   u32 pairs__sz) __ksym;
 extern int hypertier_moved(struct ht_run *run, u32 run__sz, struct tier_result *results,
 			   u32 results__sz) __ksym;
-extern int hypertier_spaces(struct ht_spaces_run *run, u32 run__sz, struct ht_mapping *mappings,
+extern int hypertier_spaces(void *run, u32 run__sz, struct ht_mapping *mappings,
 			    u32 mappings__sz) __ksym;
-extern int hypertier_walk(struct ht_walks_run *run, u32 run__sz, u64 *pages, u32 pages__sz) __ksym;
+extern int hypertier_walk(void *run, u32 run__sz, u64 *pages, u32 pages__sz) __ksym;
 extern int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, struct ht_pair *pairs,
 			      u32 pairs__sz) __ksym;
 

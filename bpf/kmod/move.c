@@ -1,1 +1,658 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Moving pages between the tiers.
+ *
+ * exchange: a hot folio in slow memory and a cold one in fast memory change
+ * places. Both are unmapped (migration entries hold their users up), one TLB
+ * flush serves the whole batch, their contents and identities are swapped,
+ * and each one's users are mapped to the other. Nothing is allocated, both
+ * nodes may be full.
+ *
+ * migrate: the kernel's own migrate_pages(), for what cannot be swapped in
+ * place (page cache, swap cache, mlocked, unequal sizes) and for a side
+ * without a partner. Demotions go first, so that promotions find room.
+ *
+ * Why an exchange is consistent. Let A and B be the folios, a and b their
+ * identities (contents, mapping, index, memcg, and the flags in SWAPPED).
+ * - Nobody reaches A or B while identities change: they are off the LRU
+ *   (PG_lru cleared, so page-table-less finders such as compaction, DAMON and
+ *   page_idle pass), locked (rmap users wait), unmapped with the TLBs flushed
+ *   (no access by user or device), and their reference counts are frozen at 0
+ *   (no new reference, so no GUP). Freezing succeeds only if the references
+ *   are ours: a pinned folio stays where it is.
+ * - Users keep their rights: writable, exclusive, young, dirty, soft-dirty
+ *   and userfaultfd-wp travel in the migration entries, as in any migration.
+ *   PG_anon_exclusive is meaningful for mapped pages only and is set again
+ *   from the entries; leftovers on unmapped pages are cleared.
+ * - Counters by use (NR_ANON_MAPPED, NR_ANON_THPS, per node and memcg) go
+ *   down at unmap with the old (memcg, node) and up at remap with the new
+ *   one. LRU sizes go down at isolation and up at putback, the same way.
+ *   NR_ISOLATED_ANON is per node, and each folio stays on its node.
+ * - What counts pages and not places does not change, as both folios have
+ *   the same size: memcg charges and css references (memcg_data says who is
+ *   charged, A's charge becomes B's), rss of the mms, mTHP statistics.
+ * - The deferred split queue is per memcg: a queued folio leaves it while
+ *   frozen with its old memcg, and the folio with the same identity joins
+ *   after. Partially mapped ones are not exchanged.
+ * - Stays with the physical page: node, zone, last CPU (NUMA balancing is off
+ *   while a policy is seated), page_owner's and allocation tags (debugging).
+ */
+#include <linux/dax.h>
+#include <linux/gfp.h>
+#include <linux/memcontrol.h>
+#include <linux/mm_inline.h>
+#include <linux/mmap_lock.h>
+#include <linux/mutex.h>
+#include <linux/sched/mm.h>
+#include <linux/vmstat.h>
+
+#include "module.h"
+
+#define BATCH_PAIRS 512		/* pairs looked up together, and unmapped under one flush */
+#define BATCH_PAGES 8192	/* 4 KiB pages unmapped at a time: users wait while they are copied */
+
+/* The flags that belong to an identity, not to a physical page. */
+#define SWAPPED                                                                               \
+	(BIT(PG_referenced) | BIT(PG_uptodate) | BIT(PG_dirty) | BIT(PG_active) |             \
+	 BIT(PG_workingset) | BIT(PG_young) | BIT(PG_idle) | LRU_REFS_MASK)
+
+enum { HOT, COLD, SIDES };
+
+struct side {
+	struct folio *folio;	/* with a reference while not NULL */
+	struct anon_vma *anon_vma;
+	u32 pages;
+	u8 result;		/* HT_MOVE_NONE: undecided, or not asked for */
+	bool asked;
+	bool listed;		/* given to migrate_pages(), which has dropped it: a name only */
+};
+
+enum plan { PLAN_NOTHING, PLAN_SWAP, PLAN_MIGRATE };
+
+struct slot {
+	struct ht_pair *pair;
+	enum plan plan;
+	bool unmapped;		/* both sides are isolated, locked and unmapped (or tried) */
+	u8 mover;
+	struct side side[SIDES];
+};
+
+/* One exchange at a time: it owns the slots, the buffer and the CPU's copies. */
+static DEFINE_MUTEX(move_mutex);
+static struct slot slots[BATCH_PAIRS];
+static u8 swap_buffer[PAGE_SIZE] __aligned(64);
+
+static const enum ht_tier source_tier[SIDES] = { HT_TIER_SLOW, HT_TIER_FAST };
+static const enum ht_tier target_tier[SIDES] = { HT_TIER_FAST, HT_TIER_SLOW };
+
+/* --------------------------------------------------------------- lookup */
+
+/* The mm that was looked into last, its mmap lock held: plans come by process. */
+struct lookup {
+	struct mm_struct *mm;
+	u64 space;
+};
+
+static void lookup_end(struct lookup *lookup)
+{
+	if (!lookup->mm)
+		return;
+	mmap_read_unlock(lookup->mm);
+	mmput(lookup->mm);
+	lookup->mm = NULL;
+}
+
+static bool lookup_begin(struct lookup *lookup, u32 pid, u64 space)
+{
+	if (lookup->mm && lookup->space == space)
+		return true;
+	lookup_end(lookup);
+	if (!space)
+		return false;
+	lookup->mm = ht_get_mm(pid, &space);
+	if (!lookup->mm)
+		return false;
+	lookup->space = space;
+	/* Nothing is isolated or locked yet: waiting here holds nobody up. */
+	mmap_read_lock(lookup->mm);
+	return true;
+}
+
+/* Under the mmap lock. HT_MOVE_NONE: found, with a reference. */
+static u8 find_folio(struct mm_struct *mm, unsigned long address, int s, struct folio **found)
+{
+	struct vm_area_struct *vma = vma_lookup(mm, address);
+	struct folio *folio;
+	u8 result = HT_MOVE_NONE;
+
+	if (!vma)
+		return HT_MOVE_GONE;
+	if (ht_vma_is_special(vma))
+		return HT_MOVE_SPECIAL;
+	folio = ht_get_folio(mm, address);
+	if (!folio)
+		return HT_MOVE_GONE;
+	/* the huge zero folio has no mapping */
+	if (folio_is_zone_device(folio) || folio_test_ksm(folio) || folio_test_hugetlb(folio) ||
+	    !READ_ONCE(folio->mapping))
+		result = HT_MOVE_SPECIAL;
+	else if (ht_tier_of(folio_nid(folio)) == target_tier[s])
+		result = HT_MOVE_ALREADY;
+	else if (ht_tier_of(folio_nid(folio)) != source_tier[s])
+		result = HT_MOVE_SPECIAL;
+	if (result == HT_MOVE_NONE)
+		*found = folio;
+	else
+		folio_put(folio);
+	return result;
+}
+
+static void look_up(struct slot *slot, u32 nr, int s)
+{
+	struct lookup lookup = {};
+
+	for (; nr--; slot++) {
+		struct side *side = &slot->side[s];
+		struct ht_pair *pair = slot->pair;
+		u64 space = s == HOT ? READ_ONCE(pair->hot_space) : READ_ONCE(pair->cold_space);
+		u64 address = s == HOT ? READ_ONCE(pair->hot_addr) : READ_ONCE(pair->cold_addr);
+		u32 pid = s == HOT ? READ_ONCE(pair->hot_pid) : READ_ONCE(pair->cold_pid);
+
+		memset(side, 0, sizeof(*side));
+		side->pages = 1;
+		side->asked = address;
+		if (!address)
+			continue;
+		if (address >= TASK_SIZE_MAX || !lookup_begin(&lookup, pid, space))
+			side->result = HT_MOVE_GONE;
+		else
+			side->result = find_folio(lookup.mm, address & PAGE_MASK, s, &side->folio);
+		if (side->folio)
+			side->pages = folio_nr_pages(side->folio);
+	}
+	lookup_end(&lookup);
+}
+
+
+/* ------------------------------------------------------------- exchange */
+
+/* Of a kind that can be swapped in place; the rest is for migrate_pages(). */
+static bool is_exchangeable(struct folio *folio)
+{
+	if (!folio_test_anon(folio) || !folio_test_swapbacked(folio) ||
+	    folio_test_swapcache(folio) || folio_test_mlocked(folio) ||
+	    folio_test_unevictable(folio))
+		return false;
+	return !folio_test_large(folio) ||
+	       (folio_test_large_rmappable(folio) && !folio_test_partially_mapped(folio));
+}
+
+/* What stays true under the folio's lock while it is isolated. */
+static u8 check(struct side *side)
+{
+	struct folio *folio = side->folio;
+
+	if (!is_exchangeable(folio))
+		return HT_MOVE_MISMATCH;
+	if (folio_test_writeback(folio))
+		return HT_MOVE_BUSY;
+	if (folio_test_ksm(folio) || folio_test_hwpoison(folio) ||
+	    (folio_test_large(folio) && folio_test_has_hwpoisoned(folio)))
+		return HT_MOVE_SPECIAL;
+	/* one reference a mapping, isolation's and ours; a pin is one more at least */
+	if (folio_maybe_dma_pinned(folio) || folio_ref_count(folio) != folio_mapcount(folio) + 2)
+		return HT_MOVE_PINNED;
+	/* Keeps the anon_vma while nothing maps the folio. NULL: nothing does already. */
+	side->anon_vma = ht_call(folio_get_anon_vma)(folio);
+	return side->anon_vma ? HT_MOVE_NONE : HT_MOVE_GONE;
+}
+
+static void unisolate(struct folio *folio)
+{
+	node_stat_mod_folio(folio, NR_ISOLATED_ANON, -folio_nr_pages(folio));
+	ht_call(folio_putback_lru)(folio);
+}
+
+/*
+ * Takes a folio for exchange: off the LRU, locked, its anon_vma held. Only
+ * trylock: with many folios locked, waiting for one could deadlock.
+ */
+static u8 hold(struct side *side)
+{
+	struct folio *folio = side->folio;
+	u8 result = HT_MOVE_BUSY;
+
+	if (!ht_call(folio_isolate_lru)(folio))
+		return HT_MOVE_BUSY;
+	/* Reclaim throttles itself by this counter. */
+	node_stat_mod_folio(folio, NR_ISOLATED_ANON, folio_nr_pages(folio));
+	if (folio_trylock(folio)) {
+		result = check(side);
+		if (result == HT_MOVE_NONE)
+			return HT_MOVE_NONE;
+		folio_unlock(folio);
+	}
+	unisolate(folio);
+	return result;
+}
+
+static void release(struct side *side)
+{
+	if (atomic_dec_and_test(&side->anon_vma->refcount))
+		ht_call(__put_anon_vma)(side->anon_vma);
+	folio_unlock(side->folio);
+	unisolate(side->folio);
+}
+
+static void give_up(struct slot *slot, int s, u8 result)
+{
+	slot->side[s].result = result;
+	if (slot->side[!s].result == HT_MOVE_NONE)
+		slot->side[!s].result = HT_MOVE_PARTNER;
+	slot->plan = PLAN_NOTHING;
+}
+
+/* Holds both sides of a pair and replaces their page-table entries by migration entries. */
+static void unmap_pair(struct slot *slot, bool may_migrate)
+{
+	int s = HOT;
+	u8 result = hold(&slot->side[HOT]);
+
+	if (result == HT_MOVE_NONE) {
+		s = COLD;
+		result = hold(&slot->side[COLD]);
+		if (result != HT_MOVE_NONE)
+			release(&slot->side[HOT]);
+	}
+	if (result == HT_MOVE_MISMATCH && may_migrate) {
+		/* changed since it was looked up */
+		slot->plan = PLAN_MIGRATE;
+		return;
+	}
+	if (result != HT_MOVE_NONE) {
+		give_up(slot, s, result);
+		return;
+	}
+	ht_call(try_to_migrate)(slot->side[HOT].folio, TTU_BATCH_FLUSH);
+	ht_call(try_to_migrate)(slot->side[COLD].folio, TTU_BATCH_FLUSH);
+	slot->unmapped = true;
+}
+
+/*
+ * From here to folio_ref_unfreeze() the folio is ours alone. 2: isolation's
+ * reference and ours; with any other the folio is in use and stays.
+ */
+static bool freeze_pair(struct folio *hot, struct folio *cold)
+{
+	if (folio_mapped(hot) || folio_mapped(cold) || !folio_ref_freeze(hot, 2))
+		return false;
+	if (folio_ref_freeze(cold, 2))
+		return true;
+	folio_ref_unfreeze(hot, 2);
+	return false;
+}
+
+static void swap_contents(struct folio *hot, struct folio *cold)
+{
+	long i;
+
+	for (i = 0; i < folio_nr_pages(hot); i++) {
+		void *a = kmap_local_folio(hot, i * PAGE_SIZE);
+		void *b = kmap_local_folio(cold, i * PAGE_SIZE);
+
+		copy_page(swap_buffer, a);
+		copy_page(a, b);
+		copy_page(b, swap_buffer);
+		kunmap_local(b);
+		kunmap_local(a);
+		cond_resched();
+	}
+}
+
+/* Takes a frozen folio off its memcg's deferred split queue; true: was on it. */
+static bool unqueue(struct folio *folio)
+{
+	return folio_order(folio) > 1 && !data_race(list_empty(&folio->_deferred_list)) &&
+	       ht_call(__folio_unqueue_deferred_split)(folio);
+}
+
+static void clear_exclusive(struct folio *folio)
+{
+	long i;
+
+	for (i = 0; i < folio_nr_pages(folio); i++)
+		ClearPageAnonExclusive(folio_page(folio, i));
+}
+
+/*
+ * Both frozen. Swaps everything but index, which remap() needs both ways.
+ * Flags by cmpxchg: PG_waiters may be set at any time by who waits for the lock.
+ */
+static void swap_identities(struct folio *hot, struct folio *cold)
+{
+	unsigned long hot_flags = READ_ONCE(hot->flags) & SWAPPED;
+	unsigned long cold_flags = READ_ONCE(cold->flags) & SWAPPED;
+
+	clear_exclusive(hot);
+	clear_exclusive(cold);
+	set_mask_bits(&hot->flags, SWAPPED, cold_flags);
+	set_mask_bits(&cold->flags, SWAPPED, hot_flags);
+	swap(hot->mapping, cold->mapping);
+#ifdef CONFIG_MEMCG
+	swap(hot->memcg_data, cold->memcg_data);
+#endif
+}
+
+/*
+ * Maps each folio where the other was, and unfreezes them. For a large folio
+ * the walk takes addresses from the source's index as well as from the
+ * destination's, so both must be the same during it. Nobody else looks at
+ * index meanwhile: that takes the folio's lock or a folio on the LRU.
+ */
+static void remap(struct folio *hot, struct folio *cold)
+{
+	pgoff_t hot_index = hot->index, cold_index = cold->index;
+
+	cold->index = hot_index;
+	folio_ref_unfreeze(cold, 2);
+	ht_call(remove_migration_ptes)(hot, cold, 0);
+
+	hot->index = cold_index;
+	cold->index = cold_index;
+	folio_ref_unfreeze(hot, 2);
+	ht_call(remove_migration_ptes)(cold, hot, 0);
+	cold->index = hot_index;
+}
+
+static void why_not(struct slot *slot)
+{
+	int s;
+
+	for (s = 0; s < SIDES; s++)
+		if (folio_mapped(slot->side[s].folio) || folio_ref_count(slot->side[s].folio) != 2)
+			give_up(slot, s, HT_MOVE_PINNED);
+	/* whoever held a reference has let go since */
+	if (slot->side[HOT].result == HT_MOVE_NONE)
+		give_up(slot, HOT, HT_MOVE_BUSY);
+}
+
+/* After the flush: swaps a pair, or puts both back as they were. */
+static void finish_pair(struct slot *slot, struct ht_exchange_run *run)
+{
+	struct folio *hot = slot->side[HOT].folio, *cold = slot->side[COLD].folio;
+
+	if (freeze_pair(hot, cold)) {
+		bool hot_queued = unqueue(hot), cold_queued = unqueue(cold);
+
+		swap_contents(hot, cold);
+		swap_identities(hot, cold);
+		remap(hot, cold);
+		if (hot_queued)
+			ht_call(deferred_split_folio)(cold, false);
+		if (cold_queued)
+			ht_call(deferred_split_folio)(hot, false);
+		slot->side[HOT].result = slot->side[COLD].result = HT_MOVE_DONE;
+		slot->mover = HT_MOVER_EXCHANGE;
+		slot->plan = PLAN_NOTHING;
+		run->exchanged_pairs++;
+	} else {
+		why_not(slot);
+		ht_call(remove_migration_ptes)(hot, hot, 0);
+		ht_call(remove_migration_ptes)(cold, cold, 0);
+	}
+	release(&slot->side[HOT]);
+	release(&slot->side[COLD]);
+	slot->unmapped = false;
+}
+
+/* One flush for all: the pages of every process that were unmapped before it. */
+static void flush(struct ht_exchange_run *run)
+{
+	if (current->tlb_ubc.flush_required)
+		run->flush_calls++;
+	ht_call(try_to_unmap_flush)();
+}
+
+static void exchange(u32 nr, bool may_migrate, struct ht_exchange_run *run)
+{
+	u32 first = 0, i, pages = 0, pairs = 0;
+
+	for (i = 0; i < nr; i++) {
+		if (slots[i].plan == PLAN_SWAP)
+			unmap_pair(&slots[i], may_migrate);
+		if (slots[i].unmapped) {
+			pages += slots[i].side[HOT].pages + slots[i].side[COLD].pages;
+			pairs++;
+		}
+		if (!pairs || (i + 1 < nr && pages < BATCH_PAGES))
+			continue;
+		flush(run);
+		run->batches++;
+		for (; first <= i; first++)
+			if (slots[first].unmapped)
+				finish_pair(&slots[first], run);
+		pages = pairs = 0;
+	}
+}
+
+/* -------------------------------------------------------------- migrate */
+
+struct target {
+	enum ht_tier tier;
+	bool full;	/* an allocation failed */
+};
+
+/* Called by migrate_pages(). Small pages may dip into reserves: a batch gives back what it takes. */
+static struct folio *allocate(struct folio *source, unsigned long private)
+{
+	struct target *target = (struct target *)private;
+	unsigned int order = folio_order(source);
+	gfp_t gfp = (GFP_HIGHUSER_MOVABLE & ~__GFP_RECLAIM) | __GFP_NOWARN | __GFP_NOMEMALLOC |
+		    __GFP_THISNODE | (order ? __GFP_COMP : __GFP_HIGH);
+	u64 nodes;
+
+	for (nodes = ht_tier_nodes(target->tier); nodes; nodes &= nodes - 1) {
+		struct folio *folio = __folio_alloc(gfp, order, __ffs64(nodes), NULL);
+
+		if (folio)
+			return folio;
+	}
+	target->full = true;
+	return NULL;
+}
+
+/* A folio that migrate_pages() left on the list: whose was it, and why? */
+static void note_left(struct folio *folio, u32 nr, int s, const struct target *target)
+{
+	u32 i;
+
+	for (i = 0; i < nr; i++) {
+		struct side *side = &slots[i].side[s];
+
+		if (slots[i].plan != PLAN_MIGRATE || side->folio != folio)
+			continue;
+		side->result = folio_maybe_dma_pinned(folio) ? HT_MOVE_PINNED :
+			       target->full ? HT_MOVE_NO_MEMORY : HT_MOVE_BUSY;
+	}
+}
+
+static void migrate(u32 nr, int s, struct ht_exchange_run *run)
+{
+	struct target target = { .tier = target_tier[s] };
+	struct folio *folio;
+	LIST_HEAD(list);
+	u32 i;
+
+	/* what the exchange has put back sits in this CPU's LRU batches */
+	ht_call(lru_add_drain)();
+	for (i = 0; i < nr; i++) {
+		struct side *side = &slots[i].side[s];
+
+		if (slots[i].plan != PLAN_MIGRATE || !side->folio)
+			continue;
+		/* no room was made for it */
+		if (s == HOT && slots[i].side[COLD].asked &&
+		    slots[i].side[COLD].result != HT_MOVE_DONE) {
+			side->result = HT_MOVE_PARTNER;
+			continue;
+		}
+		if (!ht_call(folio_isolate_lru)(side->folio)) {
+			side->result = HT_MOVE_BUSY;
+			continue;
+		}
+		node_stat_mod_folio(side->folio, NR_ISOLATED_ANON + folio_is_file_lru(side->folio),
+				    folio_nr_pages(side->folio));
+		list_add_tail(&side->folio->lru, &list);
+		side->listed = true;
+		side->result = HT_MOVE_DONE;	/* unless it is left on the list */
+	}
+	/*
+	 * migrate_pages() tolerates no reference but isolation's. From here on
+	 * the pointers are names only, for note_left().
+	 */
+	list_for_each_entry(folio, &list, lru)
+		folio_put(folio);
+	if (!list_empty(&list)) {
+		ht_call(migrate_pages)(&list, allocate, NULL, (unsigned long)&target, MIGRATE_ASYNC,
+				       MR_NUMA_MISPLACED, NULL);
+		run->batches++;
+		run->flush_calls++;	/* migrate_pages() flushes once a batch as well */
+	}
+	list_for_each_entry(folio, &list, lru)
+		note_left(folio, nr, s, &target);
+	ht_call(putback_movable_pages)(&list);
+	for (i = 0; i < nr; i++) {
+		struct side *side = &slots[i].side[s];
+
+		if (slots[i].plan != PLAN_MIGRATE || !side->folio)
+			continue;
+		/* those that never were on the list still have our reference */
+		if (!side->listed)
+			folio_put(side->folio);
+		side->folio = NULL;
+		if (side->result == HT_MOVE_DONE)
+			slots[i].mover = HT_MOVER_MIGRATE;
+	}
+}
+
+/* ------------------------------------------------------------ one batch */
+
+static void choose(struct slot *slot, bool may_swap, bool may_migrate)
+{
+	struct side *hot = &slot->side[HOT], *cold = &slot->side[COLD];
+
+	slot->plan = PLAN_NOTHING;
+	if ((hot->asked && !hot->folio) || (cold->asked && !cold->folio)) {
+		/* Half a pair is not moved: the other half was to make or take its room. */
+		if (hot->folio)
+			hot->result = HT_MOVE_PARTNER;
+		if (cold->folio)
+			cold->result = HT_MOVE_PARTNER;
+		return;
+	}
+	if (may_swap && hot->folio && cold->folio && hot->pages == cold->pages &&
+	    is_exchangeable(hot->folio) && is_exchangeable(cold->folio))
+		slot->plan = PLAN_SWAP;
+	else if (may_migrate)
+		slot->plan = PLAN_MIGRATE;
+	else
+		hot->result = cold->result = HT_MOVE_MISMATCH;
+}
+
+static void account(struct slot *slot, struct ht_exchange_run *run)
+{
+	int s;
+
+	for (s = 0; s < SIDES; s++) {
+		struct side *side = &slot->side[s];
+
+		if (side->folio)
+			folio_put(side->folio);
+		if (!side->asked)
+			side->result = HT_MOVE_NONE;
+		else if (side->result != HT_MOVE_DONE)
+			run->failed_pages[side->result] += side->pages;
+		else
+			run->mover_pages[slot->mover] += side->pages;
+		if (side->result == HT_MOVE_DONE && s == HOT)
+			run->promoted_pages += side->pages;
+		if (side->result == HT_MOVE_DONE && s == COLD)
+			run->demoted_pages += side->pages;
+	}
+	slot->pair->hot_result = slot->side[HOT].result;
+	slot->pair->cold_result = slot->side[COLD].result;
+	slot->pair->mover = slot->mover;
+}
+
+/* Fresh pages wait in per-CPU batches before they get on the LRU: not isolable there. */
+static u32 off_lru(u32 nr)
+{
+	u32 i, count = 0;
+	int s;
+
+	for (i = 0; i < nr; i++)
+		for (s = 0; s < SIDES; s++)
+			count += slots[i].side[s].folio && !folio_test_lru(slots[i].side[s].folio);
+	return count;
+}
+
+static void move_batch(struct ht_pair *pairs, u32 nr, u32 flags, struct ht_exchange_run *run)
+{
+	bool may_swap = ht_movers & HT_EXCHANGES && !(flags & HT_EXCHANGE_NO_SWAP);
+	bool may_migrate = ht_movers & HT_MIGRATES && !(flags & HT_EXCHANGE_NO_MIGRATE);
+	bool to_migrate = false;
+	u32 i;
+
+	for (i = 0; i < nr; i++)
+		slots[i] = (struct slot){ .pair = &pairs[i] };
+	ht_call(lru_add_drain)();
+	look_up(slots, nr, HOT);
+	look_up(slots, nr, COLD);
+	/* Other CPUs' batches cost a round of work items: only if it pays. */
+	if (off_lru(nr) > nr / 16)
+		ht_call(lru_add_drain_all)();
+	for (i = 0; i < nr; i++)
+		choose(&slots[i], may_swap, may_migrate);
+	exchange(nr, may_migrate, run);
+	for (i = 0; i < nr; i++)
+		to_migrate |= slots[i].plan == PLAN_MIGRATE;
+	if (to_migrate) {
+		migrate(nr, COLD, run);
+		migrate(nr, HOT, run);
+	}
+	for (i = 0; i < nr; i++)
+		account(&slots[i], run);
+}
+
+__bpf_kfunc_start_defs();
+
+__bpf_kfunc int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, struct ht_pair *pairs,
+				   u32 pairs__sz)
+{
+	u64 start_ns = ktime_get_ns();
+	u32 nr, flags, first;
+
+	if (run__sz < sizeof(*run))
+		return -EINVAL;
+	nr = READ_ONCE(run->nr);
+	flags = READ_ONCE(run->flags);
+	memset(run, 0, sizeof(*run));
+	run->nr = nr;
+	run->flags = flags;
+	if (nr > pairs__sz / sizeof(*pairs))
+		return -EINVAL;
+	if (!ht_tier_nodes(HT_TIER_FAST) || !ht_tier_nodes(HT_TIER_SLOW))
+		return -ENODEV;
+	if (!(ht_movers & (HT_EXCHANGES | HT_MIGRATES)))
+		return -EOPNOTSUPP;
+	mutex_lock(&move_mutex);
+	for (first = 0; first < nr; first += BATCH_PAIRS) {
+		move_batch(pairs + first, min(nr - first, (u32)BATCH_PAIRS), flags, run);
+		cond_resched_tasks_rcu_qs();
+	}
+	mutex_unlock(&move_mutex);
+	run->ns = ktime_get_ns() - start_ns;
+	return 0;
+}
+
+__bpf_kfunc_end_defs();
