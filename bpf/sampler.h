@@ -64,12 +64,13 @@ struct granules {
 struct granules ht_granules0 SEC(".maps");
 struct granules ht_granules1 SEC(".maps");
 
+/* Slot numbers, 8 bytes each: an ARRAY's stride in memory, whatever its value. */
 struct slots {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, HT_GRANULES_DEFAULT);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, __u64);
 };
 struct slots ht_changed0 SEC(".maps");
 struct slots ht_changed1 SEC(".maps");
@@ -96,7 +97,8 @@ static const __u32 ht_zero;
 static __always_inline long ht_take_slot(struct ht_control *control, __u32 *spare)
 {
 	__u64 head;
-	__u32 index, *slot;
+	__u64 *slot;
+	__u32 index;
 
 	if (*spare)
 		return *spare - 1;
@@ -109,7 +111,7 @@ static __always_inline long ht_take_slot(struct ht_control *control, __u32 *spar
 	if (!slot)
 		return -HT_DROP_FULL;
 	/* the entry may be reused as soon as the cursor has passed it: read first */
-	index = *(volatile __u32 *)slot;
+	index = *(volatile __u64 *)slot;
 	if (__sync_val_compare_and_swap(&control->free_head, head, head + 1) != head)
 		return -HT_DROP_BUSY;
 	return index;
@@ -171,6 +173,7 @@ static __always_inline int ht_count(__u64 space, __u64 address, bool store)
 	struct ht_granule_key key;
 	struct ht_granule *granule;
 	__u32 slot, page, set, index, *found;
+	__u64 *entry;
 
 	if (!control || !control->enabled)
 		return 0;
@@ -217,9 +220,9 @@ static __always_inline int ht_count(__u64 space, __u64 address, bool store)
 
 	/* the first one of this epoch: nobody else saw 0, so it is listed once */
 	index = __sync_fetch_and_add(&control->changed[set], 1);
-	found = set ? bpf_map_lookup_elem(&ht_changed1, &index) : bpf_map_lookup_elem(&ht_changed0, &index);
-	if (found)
-		*found = slot;
+	entry = set ? bpf_map_lookup_elem(&ht_changed1, &index) : bpf_map_lookup_elem(&ht_changed0, &index);
+	if (entry)
+		*entry = slot;
 	return 1;
 }
 

@@ -22,7 +22,7 @@ char LICENSE[] SEC("license") = "GPL";
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
+	__uint(max_entries, 4096); /* tierd sets it */
 } ht_space_events SEC(".maps");
 
 /* Events that did not fit. When it has grown, user space looks at all tasks again. */

@@ -73,7 +73,7 @@ Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
   }
   auto* control = sampler->control_.as<ht_control>();
   control->capacity = capacity;
-  for (std::uint32_t slot = 0; slot < capacity; ++slot) sampler->free_.as<__u32>()[slot] = slot;
+  for (std::uint32_t slot = 0; slot < capacity; ++slot) sampler->free_.as<__u64>()[slot] = slot;
   store<__u64>(control->free_tail, capacity);
   return sampler;
 }
@@ -214,11 +214,12 @@ Result<> Sampler::drain(const std::function<void(const ht_granule&)>& fold) {
   }
 
   auto* granules = granules_[set].as<ht_granule>();
-  const auto* changed = changed_[set].as<__u32>();
+  const auto* changed = changed_[set].as<__u64>();
   __u32 count = std::min(load(control->changed[set]), control->capacity);
   for (__u32 i = 0; i < count; ++i) {
-    ht_granule& granule = granules[changed[i] & (control->capacity - 1)];
-    slots_.seen(changed[i] & (control->capacity - 1), granule.space, granule.granule);
+    auto slot = static_cast<__u32>(changed[i] & (control->capacity - 1));
+    ht_granule& granule = granules[slot];
+    slots_.seen(slot, granule.space, granule.granule);
     fold(granule);
     granule.samples = 0;
     granule.stores = 0;
@@ -227,7 +228,7 @@ Result<> Sampler::drain(const std::function<void(const ht_granule&)>& fold) {
   store<__u32>(control->changed[set], 0);
 
   __u64 tail = control->free_tail;
-  for (__u32 slot : slots_.end_drain()) free_.as<__u32>()[tail++ & (control->capacity - 1)] = slot;
+  for (__u32 slot : slots_.end_drain()) free_.as<__u64>()[tail++ & (control->capacity - 1)] = slot;
   store(control->free_tail, tail);
   return {};
 }

@@ -11,11 +11,13 @@
 
 namespace hypertier {
 
-Result<std::unique_ptr<SpaceWatcher>> SpaceWatcher::open() {
+Result<std::unique_ptr<SpaceWatcher>> SpaceWatcher::open(std::uint32_t ring_bytes) {
   std::unique_ptr<SpaceWatcher> watcher(new SpaceWatcher);
   LibbpfMessages messages;
-  watcher->skeleton_ = spaces_bpf__open_and_load();
-  if (!watcher->skeleton_) return messages.fail("cannot load the BPF programs that watch processes", errno);
+  watcher->skeleton_ = spaces_bpf__open();
+  if (watcher->skeleton_) bpf_map__set_max_entries(watcher->skeleton_->maps.ht_space_events, ring_bytes);
+  if (!watcher->skeleton_ || spaces_bpf__load(watcher->skeleton_))
+    return messages.fail("cannot load the BPF programs that watch processes", errno);
   auto receive = [](void* context, void* data, std::size_t) {
     auto* self = static_cast<SpaceWatcher*>(context);
     if (self->handler_) (*self->handler_)(*static_cast<const ht_space_event*>(data));

@@ -16,7 +16,8 @@ class SpaceWatcher {
  public:
   using Handler = std::function<void(const ht_space_event&)>;
 
-  static Result<std::unique_ptr<SpaceWatcher>> open();
+  // ring_bytes: room for events that wait, a power of two of pages
+  static Result<std::unique_ptr<SpaceWatcher>> open(std::uint32_t ring_bytes = 256 << 10);
   ~SpaceWatcher();
 
   [[nodiscard]] Result<> start();
