@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
 
   CLI::App app{"tierctl " HT_VERSION " - seats memory-tiering policies and shows what they do.\n"
                "First steps: tierctl doctor, tierctl load hyperplace, tierctl status"};
+  app.name("tierctl");
   app.require_subcommand(1);
   app.fallthrough();
   app.set_version_flag("--version", std::string("tierctl " HT_VERSION));
@@ -53,7 +54,7 @@ int main(int argc, char** argv) {
   sub = verb(app, "ranges", "address ranges as the policy sees them: heat, samples, pages per tier", [&] {
     return command_ranges(context, pid != 0 ? std::optional(pid) : std::nullopt);
   });
-  sub->add_option("--pid", pid, "of this process only")->check(CLI::PositiveNumber);
+  sub->add_option("--pid", pid, "of this process only")->check(CLI::Range(1U, 4194304U));
   verb(app, "events", "what happened to seats since tierd started", [&] { return command_events(context); });
 
   CLI::App* policy = app.add_subcommand("policy", "look at policies without seating them");

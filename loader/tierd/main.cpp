@@ -14,12 +14,13 @@ int main(int argc, char** argv) {
       "tierd " HT_VERSION " - tiers memory by the policy that is seated.\n"
       "Starts idle, or with the policy that was seated when it ended; `tierctl load hyperplace` seats one.\n"
       "Stays in the foreground and logs to stderr; SIGTERM ends it and restores the machine."};
+  app.name("tierd");
   app.set_version_flag("--version", std::string("tierd " HT_VERSION));
   app.add_option("--fast-nodes", options.tiering.tiers.fast_nodes, "NUMA nodes of the fast tier, as 0,2-3 (default: found out)");
   app.add_option("--slow-nodes", options.tiering.tiers.slow_nodes, "NUMA nodes of the slow tier (default: found out)");
   app.add_option("--source", options.tiering.source, "sample with this source only: pebs or vpebs (default: the best that works)");
   app.add_option("--period", options.tiering.sampling.period, "misses per sample (default: the source's own)")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1U, 1U << 30));
   app.add_option("--granules", options.tiering.granules, "2 MiB pieces that can be tracked at once (default: from RAM size)")
       ->check(CLI::Range(1024U, 1U << 26));
   app.add_option("--socket", options.socket, "where tierctl finds it")->capture_default_str();

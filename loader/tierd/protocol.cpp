@@ -95,7 +95,7 @@ Result<Json> ask_tierd(const std::filesystem::path& path, Json request, int fd) 
       return fail("only root may talk to tierd", "run it again as root, for example with sudo");
     if (error == ENOENT || error == ECONNREFUSED) {
       auto refused = fail("tierd is not running: nothing listens on " + path.string(),
-                          "start it as root: tierd &, or systemctl start tierd");
+                          "start it as root: tierd --help tells how");
       refused.error().err = ECONNREFUSED;
       return refused;
     }
