@@ -49,8 +49,11 @@ SETTING(__u32, uneven, 64);
 SETTING(__u32, merge_idle_epochs, 8);
 /* Ranges younger than this neither come nor go, epochs. Original: 3. */
 SETTING(__u32, min_age_epochs, 3);
-/* How much hotter a range must be to displace another, standard deviations. Original: 0. */
-SETTING(__u32, admit_sigmas, 3);
+/*
+ * How much hotter a range must be to displace another, standard deviations. The
+ * pair is the best of hundreds, so chance alone often gives 4. Original: 0.
+ */
+SETTING(__u32, admit_sigmas, 5);
 
 static inline struct hyperplace_settings settings(void)
 {

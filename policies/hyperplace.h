@@ -22,7 +22,7 @@ struct hyperplace_settings {
 
 #define HYPERPLACE_DEFAULTS { \
 	.scale = 0, .alpha = 2, .tau_split = 0, .split_sigmas = 4, .uneven = 64, \
-	.merge_idle_epochs = 8, .min_age_epochs = 3, .admit_sigmas = 3 }
+	.merge_idle_epochs = 8, .min_age_epochs = 3, .admit_sigmas = 5 }
 
 /*
  * A decayed count C = sum d^i x_i of Poisson samples has variance C / (1 + d);
@@ -93,35 +93,49 @@ static inline __u32 hyperplace_action(const struct tier_range *r, __u32 cpus,
 }
 
 /*
- * Only what is hotter beyond chance is worth a move. expected is the count that
- * hot would have if it were as hot as cold; 1/16 samples keep the squares in 64
- * bits.
+ * Is hot hotter than cold beyond chance, by the counts of one scale? expected is
+ * the count that hot would have if it were as hot as cold; 1/16 samples keep the
+ * squares in 64 bits.
  */
-static inline int hyperplace_admit(const struct tier_range *hot, const struct tier_range *cold,
-				   const struct hyperplace_settings *s)
+static inline int hyperplace_hotter(const struct tier_range *hot, const struct tier_range *cold, __u32 scale,
+				    __u32 sigmas)
 {
-	__u64 hot_count, cold_count, hot_pages, cold_pages, expected, ratio, variance, excess;
+	__u64 hot_count = hyperplace_count(hot, scale) >> 4;
+	__u64 cold_count = hyperplace_count(cold, scale) >> 4;
+	__u64 hot_pages = hyperplace_pages(hot);
+	__u64 cold_pages = hyperplace_pages(cold);
+	__u64 expected = cold_count * hot_pages / cold_pages;
+	__u64 ratio, expected_variance, variance, excess;
 
-	if (hot->age_epochs < s->min_age_epochs)
-		return 0;
-	if (cold->start == cold->end)
-		return 1;
-	if (cold->age_epochs < s->min_age_epochs)
-		return 0;
-	hot_count = hyperplace_count(hot, s->scale) >> 4;
-	cold_count = hyperplace_count(cold, s->scale) >> 4;
-	hot_pages = hyperplace_pages(hot);
-	cold_pages = hyperplace_pages(cold);
-	expected = cold_count * hot_pages / cold_pages;
 	if (expected >= hot_count)
 		return 0;
 	/* variance of expected = expected * ratio, the ratio of the sizes in 1/16, bounded */
 	ratio = (hot_pages << 4) / cold_pages;
 	if (ratio > 0xffff)
 		ratio = 0xffff;
-	variance = ((hot_count << 4) + expected * ratio) * hyperplace_noise(s->scale) >> 8;
+	/* one sample more: a range that happened to get none is not surely cold */
+	expected_variance = (cold_count + 16) * hot_pages / cold_pages * ratio;
+	variance = ((hot_count << 4) + expected_variance) * hyperplace_noise(scale) >> 8;
 	excess = hot_count - expected;
-	return excess * excess > (__u64)s->admit_sigmas * s->admit_sigmas * variance;
+	return excess * excess > (__u64)sigmas * sigmas * variance;
+}
+
+/*
+ * Only what is hotter beyond chance is worth a move: by the fresh counts, which
+ * are quick to tell a large difference, or by the next longer memory, which
+ * tells a small one.
+ */
+static inline int hyperplace_admit(const struct tier_range *hot, const struct tier_range *cold,
+				   const struct hyperplace_settings *s)
+{
+	if (hot->age_epochs < s->min_age_epochs)
+		return 0;
+	if (cold->start == cold->end)
+		return 1;
+	if (cold->age_epochs < s->min_age_epochs)
+		return 0;
+	return hyperplace_hotter(hot, cold, s->scale, s->admit_sigmas) ||
+	       hyperplace_hotter(hot, cold, s->scale + 1, s->admit_sigmas);
 }
 
 #endif /* HYPERPLACE_H */

@@ -42,7 +42,7 @@ std::vector<PlanEntry> make_plan(std::span<const Listed> hot, std::span<const Li
     __u64 fast = fast_room;
     __u64 slow = slow_room;
     std::size_t at = c;
-    __u32 from = provider;
+    __u32 from = provider != kNoRange && ranges[provider].heat < heat(hot[h]) ? provider : kNoRange;
     while (fast < hot[h].pages()) {
       while (at < cold.size() && taken[at]) ++at;
       if (at == cold.size() || heat(cold[at]) >= heat(hot[h]) || slow < cold[at].pages()) break;
