@@ -34,11 +34,11 @@ std::size_t wrong(const Memory& memory, std::uint64_t seed) {
   return count;
 }
 
-std::vector<ht_page_t> slow_pages(Mover& mover, const Memory& memory) {
-  return mover.walk(getpid(), memory.data(), memory.bytes(), HT_TIER_SLOW);
+std::vector<ht_page_t> slow_pages(const Memory& memory) {
+  return mover().walk(getpid(), memory.data(), memory.bytes(), HT_TIER_SLOW);
 }
-std::vector<ht_page_t> fast_pages(Mover& mover, const Memory& memory) {
-  return mover.walk(getpid(), memory.data(), memory.bytes(), HT_TIER_FAST);
+std::vector<ht_page_t> fast_pages(const Memory& memory) {
+  return mover().walk(getpid(), memory.data(), memory.bytes(), HT_TIER_FAST);
 }
 
 TEST(Device, InfoNamesEveryMover) {
@@ -107,14 +107,13 @@ TEST(Device, RestoresWhenItsHolderIsKilled) {
 
 TEST(Spaces, StampChangesWithTheMappingsOnly) {
   Device device;
-  Mover mover;
-  auto& run = mover.spaces();
-  std::uint64_t space = mover.space_of(getpid());
+  auto& run = mover().spaces();
+  std::uint64_t space = mover().space_of(getpid());
   ASSERT_NE(space, 0u);
   auto ask = [&](std::uint64_t seq) {
     run.nr = 1;
     run.req[0] = {.space = space, .seq = seq, .tier_rss_pages = 0, .pid = static_cast<__u32>(getpid())};
-    EXPECT_EQ(mover.call("spaces_run"), 0);
+    EXPECT_EQ(mover().call("spaces_run"), 0);
     EXPECT_EQ(run.req[0].error, 0);
     return run.req[0];
   };
@@ -130,26 +129,25 @@ TEST(Spaces, StampChangesWithTheMappingsOnly) {
   EXPECT_NE(third.seq, first.seq);
   bool found = false;
   for (std::uint32_t i = third.first; i < third.first + third.count; i++) {
-    const ht_mapping& mapping = mover.mappings()[i];
+    const ht_mapping& mapping = mover().mappings()[i];
     auto start = reinterpret_cast<std::uint64_t>(memory.data());
     found |= mapping.start <= start && mapping.end >= start + kHuge && mapping.flags == TIER_RANGE_ANON;
-    if (i > third.first) EXPECT_GE(mapping.start, mover.mappings()[i - 1].end);
+    if (i > third.first) EXPECT_GE(mapping.start, mover().mappings()[i - 1].end);
   }
   EXPECT_TRUE(found);
   // a space that pid does not have (any more)
   run.req[0] = {.space = space + 1000000, .seq = 0, .tier_rss_pages = 0, .pid = static_cast<__u32>(getpid())};
-  EXPECT_EQ(mover.call("spaces_run"), 0);
+  EXPECT_EQ(mover().call("spaces_run"), 0);
   EXPECT_EQ(run.req[0].error, -ESRCH);
   run.nr = HT_SPACES_MAX + 1;
-  EXPECT_EQ(mover.call("spaces_run"), -EINVAL);
+  EXPECT_EQ(mover().call("spaces_run"), -EINVAL);
 }
 
 TEST(Walk, CountsAndListsByTier) {
   Device device;
-  Mover mover;
   Memory slow(3 * kHuge, kSlowNode), fast(2 * kHuge, kFastNode, true);
   ht_walk result;
-  auto listed = mover.walk(getpid(), slow.data(), slow.bytes(), HT_TIER_SLOW, &result);
+  auto listed = mover().walk(getpid(), slow.data(), slow.bytes(), HT_TIER_SLOW, &result);
   EXPECT_EQ(result.error, 0);
   EXPECT_EQ(result.tier_pages[HT_TIER_SLOW], slow.pages());
   EXPECT_EQ(result.tier_pages[HT_TIER_FAST], 0u);
@@ -158,19 +156,19 @@ TEST(Walk, CountsAndListsByTier) {
   EXPECT_EQ(HT_PAGE_ADDR(listed[7]), reinterpret_cast<std::uint64_t>(slow.data()) + 7 * kPage);
   EXPECT_EQ(HT_PAGE_ORDER(listed[7]), 0u);
 
-  listed = mover.walk(getpid(), fast.data(), fast.bytes(), HT_TIER_FAST, &result);
+  listed = mover().walk(getpid(), fast.data(), fast.bytes(), HT_TIER_FAST, &result);
   EXPECT_EQ(result.tier_pages[HT_TIER_FAST], fast.pages());
   EXPECT_EQ(result.huge_pages, fast.pages());
   ASSERT_EQ(listed.size(), 2u);
   EXPECT_EQ(HT_PAGE_ORDER(listed[0]), 9u);
 
   // a bound stops it, and it goes on from there
-  auto& run = mover.walks();
+  auto& run = mover().walks();
   std::uint64_t address = reinterpret_cast<std::uint64_t>(slow.data());
-  run.walk[0] = {.space = mover.space_of(getpid()), .start = address, .end = address + slow.bytes(),
+  run.walk[0] = {.space = mover().space_of(getpid()), .start = address, .end = address + slow.bytes(),
                  .pid = static_cast<__u32>(getpid()), .list_tier = HT_TIER_SLOW, .list_max_pages = 100};
   run.nr = 1;
-  EXPECT_EQ(mover.call("walk"), 0);
+  EXPECT_EQ(mover().call("walk"), 0);
   EXPECT_EQ(run.walk[0].list_count, 100u);
   EXPECT_EQ(run.walk[0].next, address + 100 * kPage);
   EXPECT_EQ(run.walk[0].error, 0);
@@ -179,58 +177,56 @@ TEST(Walk, CountsAndListsByTier) {
   char* untouched = static_cast<char*>(mmap(nullptr, kHuge, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   volatile char zero = untouched[5 * kPage];
   (void)zero;
-  mover.walk(getpid(), untouched, kHuge, HT_TIER_NONE, &result);
+  mover().walk(getpid(), untouched, kHuge, HT_TIER_NONE, &result);
   EXPECT_EQ(result.tier_pages[HT_TIER_FAST] + result.tier_pages[HT_TIER_SLOW], 0u);
   munmap(untouched, kHuge);
 
   run.walk[0] = {.space = 1ull << 60, .start = 0, .end = ~0ull, .pid = static_cast<__u32>(getpid())};
-  EXPECT_EQ(mover.call("walk"), 0);
+  EXPECT_EQ(mover().call("walk"), 0);
   EXPECT_EQ(run.walk[0].error, -ESRCH);
   run.nr = HT_WALKS_MAX + 1;
-  EXPECT_EQ(mover.call("walk"), -EINVAL);
+  EXPECT_EQ(mover().call("walk"), -EINVAL);
 }
 
 TEST(Exchange, SwapsSmallPages) {
   Device device;
-  Mover mover;
   Memory hot(4 << 20, kSlowNode), cold(4 << 20, kFastNode);
   fill(hot, 1);
   fill(cold, 2);
-  ht_exchange_run run = mover.move(getpid(), slow_pages(mover, hot), getpid(), fast_pages(mover, cold));
+  ht_exchange_run run = mover().move(getpid(), slow_pages(hot), getpid(), fast_pages(cold));
   EXPECT_EQ(run.promoted_pages, hot.pages());
   EXPECT_EQ(run.demoted_pages, cold.pages());
   EXPECT_EQ(run.exchanged_pairs, hot.pages());
   EXPECT_EQ(run.mover_pages[HT_MOVER_EXCHANGE], 2 * hot.pages());
   EXPECT_EQ(run.batches, hot.pages() / 512);
   EXPECT_LE(run.flush_calls, run.batches);
-  EXPECT_EQ(mover.pairs()[0].hot_result, HT_MOVE_DONE);
-  EXPECT_EQ(mover.pairs()[0].mover, HT_MOVER_EXCHANGE);
+  EXPECT_EQ(mover().pairs()[0].hot_result, HT_MOVE_DONE);
+  EXPECT_EQ(mover().pairs()[0].mover, HT_MOVER_EXCHANGE);
   EXPECT_EQ(hot.pages_on(kFastNode), hot.pages());
   EXPECT_EQ(cold.pages_on(kSlowNode), cold.pages());
   EXPECT_EQ(wrong(hot, 1), 0u);
   EXPECT_EQ(wrong(cold, 2), 0u);
   // again: they are where they belong
-  run = mover.move(getpid(), fast_pages(mover, hot), getpid(), slow_pages(mover, cold));
+  run = mover().move(getpid(), fast_pages(hot), getpid(), slow_pages(cold));
   EXPECT_EQ(run.promoted_pages + run.demoted_pages, 0u);
   EXPECT_EQ(run.failed_pages[HT_MOVE_ALREADY], 2 * hot.pages());
 }
 
 TEST(Exchange, SwapsHugePagesWhole) {
   Device device;
-  Mover mover;
   Memory hot(4 * kHuge, kSlowNode, true), cold(4 * kHuge, kFastNode, true);
   fill(hot, 3);
   fill(cold, 4);
   ht_walk before;
-  mover.walk(getpid(), hot.data(), hot.bytes(), HT_TIER_NONE, &before);
+  mover().walk(getpid(), hot.data(), hot.bytes(), HT_TIER_NONE, &before);
   ASSERT_EQ(before.huge_pages, hot.pages());
-  ht_exchange_run run = mover.move(getpid(), slow_pages(mover, hot), getpid(), fast_pages(mover, cold));
+  ht_exchange_run run = mover().move(getpid(), slow_pages(hot), getpid(), fast_pages(cold));
   EXPECT_EQ(run.exchanged_pairs, 4u);
   EXPECT_EQ(run.promoted_pages, hot.pages());
   EXPECT_EQ(wrong(hot, 3), 0u);
   EXPECT_EQ(wrong(cold, 4), 0u);
   ht_walk after;
-  mover.walk(getpid(), hot.data(), hot.bytes(), HT_TIER_NONE, &after);
+  mover().walk(getpid(), hot.data(), hot.bytes(), HT_TIER_NONE, &after);
   EXPECT_EQ(after.huge_pages, hot.pages());
   EXPECT_EQ(after.tier_pages[HT_TIER_FAST], hot.pages());
 }
@@ -238,7 +234,6 @@ TEST(Exchange, SwapsHugePagesWhole) {
 // A huge page that is mapped by page-table entries, and 64 KiB folios.
 TEST(Exchange, SwapsLargeFoliosMappedByPages) {
   Device device;
-  Mover mover;
   {
     Memory hot(kHuge, kSlowNode, true), cold(kHuge, kFastNode, true);
     fill(hot, 5);
@@ -247,11 +242,11 @@ TEST(Exchange, SwapsLargeFoliosMappedByPages) {
     ASSERT_EQ(mprotect(hot.data() + kPage, kPage, PROT_READ), 0);
     ASSERT_EQ(mprotect(hot.data() + kPage, kPage, PROT_READ | PROT_WRITE), 0);
     ht_walk walk;
-    mover.walk(getpid(), hot.data(), hot.bytes(), HT_TIER_NONE, &walk);
+    mover().walk(getpid(), hot.data(), hot.bytes(), HT_TIER_NONE, &walk);
     ASSERT_EQ(walk.huge_pages, 0u);
-    auto list = slow_pages(mover, hot);
+    auto list = slow_pages(hot);
     ASSERT_EQ(list.size(), 1u);
-    ht_exchange_run run = mover.move(getpid(), list, getpid(), fast_pages(mover, cold));
+    ht_exchange_run run = mover().move(getpid(), list, getpid(), fast_pages(cold));
     EXPECT_EQ(run.exchanged_pairs, 1u);
     EXPECT_EQ(hot.pages_on(kFastNode), hot.pages());
     EXPECT_EQ(wrong(hot, 5), 0u);
@@ -265,10 +260,10 @@ TEST(Exchange, SwapsLargeFoliosMappedByPages) {
     Memory hot(kHuge, kSlowNode, true), cold(kHuge, kFastNode, true);
     fill(hot, 7);
     fill(cold, 8);
-    auto list = slow_pages(mover, hot);
+    auto list = slow_pages(hot);
     ASSERT_EQ(list.size(), 32u);
     EXPECT_EQ(HT_PAGE_ORDER(list[0]), 4u);
-    ht_exchange_run run = mover.move(getpid(), list, getpid(), fast_pages(mover, cold));
+    ht_exchange_run run = mover().move(getpid(), list, getpid(), fast_pages(cold));
     EXPECT_EQ(run.exchanged_pairs, 32u);
     EXPECT_EQ(run.promoted_pages, hot.pages());
     EXPECT_EQ(wrong(hot, 7), 0u);
@@ -280,30 +275,28 @@ TEST(Exchange, SwapsLargeFoliosMappedByPages) {
 
 TEST(Migrate, OneSidedMovesAndOddSizes) {
   Device device;
-  Mover mover;
   Memory memory(2 << 20, kSlowNode), huge(kHuge, kSlowNode, true), small(kHuge, kFastNode);
   fill(memory, 9);
-  ht_exchange_run run = mover.move(getpid(), slow_pages(mover, memory), getpid(), {});
+  ht_exchange_run run = mover().move(getpid(), slow_pages(memory), getpid(), {});
   EXPECT_EQ(run.promoted_pages, memory.pages());
   EXPECT_EQ(run.mover_pages[HT_MOVER_MIGRATE], memory.pages());
-  EXPECT_EQ(mover.pairs()[0].mover, HT_MOVER_MIGRATE);
-  EXPECT_EQ(mover.pairs()[0].cold_result, HT_MOVE_NONE);
-  run = mover.move(getpid(), {}, getpid(), fast_pages(mover, memory));
+  EXPECT_EQ(mover().pairs()[0].mover, HT_MOVER_MIGRATE);
+  EXPECT_EQ(mover().pairs()[0].cold_result, HT_MOVE_NONE);
+  run = mover().move(getpid(), {}, getpid(), fast_pages(memory));
   EXPECT_EQ(run.demoted_pages, memory.pages());
   EXPECT_EQ(wrong(memory, 9), 0u);
   // different sizes: refused without migrate, done with it
-  auto hot = slow_pages(mover, huge), cold = fast_pages(mover, small);
+  auto hot = slow_pages(huge), cold = fast_pages(small);
   cold.resize(1);
-  run = mover.move(getpid(), hot, getpid(), cold, HT_EXCHANGE_NO_MIGRATE);
+  run = mover().move(getpid(), hot, getpid(), cold, HT_EXCHANGE_NO_MIGRATE);
   EXPECT_EQ(run.failed_pages[HT_MOVE_MISMATCH], 513u);
-  run = mover.move(getpid(), hot, getpid(), cold);
+  run = mover().move(getpid(), hot, getpid(), cold);
   EXPECT_EQ(run.demoted_pages, 1u);
   EXPECT_EQ(run.promoted_pages, 512u);
 }
 
 TEST(Migrate, SharedMemoryAndFiles) {
   Device device;
-  Mover mover;
   for (const char* path : {"/dev/shm/hypertier-test", "/tmp/hypertier-test"}) {
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
     ASSERT_EQ(ftruncate(fd, 1 << 20), 0);
@@ -311,12 +304,12 @@ TEST(Migrate, SharedMemoryAndFiles) {
     std::vector<ht_page_t> list;
     for (int i = 0; i < 1 << 20; i += kPage) data[i] = static_cast<char>(i / kPage * 7);
     // wherever the first touch put them: all to fast, then back
-    list = mover.walk(getpid(), data, 1 << 20, HT_TIER_FAST);
-    mover.move(getpid(), {}, getpid(), list);
-    list = mover.walk(getpid(), data, 1 << 20, HT_TIER_SLOW);
+    list = mover().walk(getpid(), data, 1 << 20, HT_TIER_FAST);
+    mover().move(getpid(), {}, getpid(), list);
+    list = mover().walk(getpid(), data, 1 << 20, HT_TIER_SLOW);
     ASSERT_EQ(list.size(), 256u) << path;
     EXPECT_TRUE(list[0] & HT_PAGE_FILE);
-    ht_exchange_run run = mover.move(getpid(), list, getpid(), {});
+    ht_exchange_run run = mover().move(getpid(), list, getpid(), {});
     EXPECT_EQ(run.promoted_pages, 256u) << path;
     for (int i = 0; i < 1 << 20; i += kPage) ASSERT_EQ(data[i], static_cast<char>(i / kPage * 7));
     munmap(data, 1 << 20);
@@ -327,33 +320,31 @@ TEST(Migrate, SharedMemoryAndFiles) {
 
 TEST(Exchange, FailuresAreNamed) {
   Device device;
-  Mover mover;
   Memory cold(kHuge, kFastNode), hot(kHuge, kSlowNode);
-  auto fast = fast_pages(mover, cold), slow = slow_pages(mover, hot);
+  auto fast = fast_pages(cold), slow = slow_pages(hot);
   fast.resize(1);
   auto one = [&](ht_page_t page) { return std::vector<ht_page_t>{page}; };
   // nothing mapped: the partner stays as well
-  ht_exchange_run run = mover.move(getpid(), one(0x10000), getpid(), fast);
-  EXPECT_EQ(mover.pairs()[0].hot_result, HT_MOVE_GONE);
-  EXPECT_EQ(mover.pairs()[0].cold_result, HT_MOVE_PARTNER);
+  ht_exchange_run run = mover().move(getpid(), one(0x10000), getpid(), fast);
+  EXPECT_EQ(mover().pairs()[0].hot_result, HT_MOVE_GONE);
+  EXPECT_EQ(mover().pairs()[0].cold_result, HT_MOVE_PARTNER);
   EXPECT_EQ(run.promoted_pages + run.demoted_pages, 0u);
   // a kernel address and a space that is gone
-  run = mover.move(getpid(), one(~0xfffull), getpid(), fast);
-  EXPECT_EQ(mover.pairs()[0].hot_result, HT_MOVE_GONE);
-  mover.pairs()[0] = {.hot_space = 1ull << 50, .hot_addr = HT_PAGE_ADDR(slow[0]), .cold_space = 0,
+  run = mover().move(getpid(), one(~0xfffull), getpid(), fast);
+  EXPECT_EQ(mover().pairs()[0].hot_result, HT_MOVE_GONE);
+  mover().pairs()[0] = {.hot_space = 1ull << 50, .hot_addr = HT_PAGE_ADDR(slow[0]), .cold_space = 0,
                       .cold_addr = 0, .hot_pid = static_cast<__u32>(getpid()), .cold_pid = 0};
-  mover.exchange().nr = 1;
-  EXPECT_EQ(mover.call("exchange_run"), 0);
-  EXPECT_EQ(mover.pairs()[0].hot_result, HT_MOVE_GONE);
-  EXPECT_EQ(mover.pairs()[0].cold_result, HT_MOVE_NONE);
-  mover.exchange().nr = HT_PAIRS_MAX + 1;
-  EXPECT_EQ(mover.call("exchange_run"), -EINVAL);
+  mover().exchange().nr = 1;
+  EXPECT_EQ(mover().call("exchange_run"), 0);
+  EXPECT_EQ(mover().pairs()[0].hot_result, HT_MOVE_GONE);
+  EXPECT_EQ(mover().pairs()[0].cold_result, HT_MOVE_NONE);
+  mover().exchange().nr = HT_PAIRS_MAX + 1;
+  EXPECT_EQ(mover().call("exchange_run"), -EINVAL);
 }
 
 // Copy-on-write sharing, and who is exclusive, survive.
 TEST(Exchange, SharedAfterForkStaysSharedAndPrivate) {
   Device device;
-  Mover mover;
   Memory hot(1 << 20, kSlowNode), cold(1 << 20, kFastNode);
   fill(hot, 10);
   fill(cold, 11);
@@ -370,7 +361,7 @@ TEST(Exchange, SharedAfterForkStaysSharedAndPrivate) {
     (void)!write(done[1], &ok, 1);
     _exit(0);
   }
-  ht_exchange_run run = mover.move(getpid(), slow_pages(mover, hot), getpid(), fast_pages(mover, cold));
+  ht_exchange_run run = mover().move(getpid(), slow_pages(hot), getpid(), fast_pages(cold));
   EXPECT_EQ(run.exchanged_pairs, hot.pages());
   EXPECT_EQ(wrong(hot, 10), 0u);
   fill(hot, 13);
@@ -387,7 +378,6 @@ TEST(Exchange, SharedAfterForkStaysSharedAndPrivate) {
 // Long-term pins of io_uring and plain references of a pipe.
 TEST(Exchange, PinnedPagesStay) {
   Device device;
-  Mover mover;
   Memory hot(kHuge, kSlowNode), cold(kHuge, kFastNode);
   fill(hot, 14);
   io_uring_params params{};
@@ -402,15 +392,15 @@ TEST(Exchange, PinnedPagesStay) {
 
   std::vector<std::uint64_t> before;
   for (int i = 0; i < 20; i++) before.push_back(pfn(hot.data() + i * kPage));
-  auto slow = slow_pages(mover, hot);
+  auto slow = slow_pages(hot);
   for (std::uint32_t flags : {0u, static_cast<std::uint32_t>(HT_EXCHANGE_NO_SWAP)}) {
     auto list = std::vector(slow.begin(), slow.begin() + 20);
-    mover.move(getpid(), list, getpid(), fast_pages(mover, cold), flags);
+    mover().move(getpid(), list, getpid(), fast_pages(cold), flags);
     for (int i = 0; i < 20; i++) {
       EXPECT_EQ(pfn(hot.data() + i * kPage), before[i]) << i;
-      EXPECT_NE(mover.pairs()[i].hot_result, HT_MOVE_DONE) << i;
-      if (!flags) EXPECT_EQ(mover.pairs()[i].hot_result, HT_MOVE_PINNED) << i;
-      if (!flags) EXPECT_EQ(mover.pairs()[i].cold_result, HT_MOVE_PARTNER) << i;
+      EXPECT_NE(mover().pairs()[i].hot_result, HT_MOVE_DONE) << i;
+      if (!flags) EXPECT_EQ(mover().pairs()[i].hot_result, HT_MOVE_PINNED) << i;
+      if (!flags) EXPECT_EQ(mover().pairs()[i].cold_result, HT_MOVE_PARTNER) << i;
     }
   }
   EXPECT_EQ(wrong(hot, 14), 0u);
@@ -421,7 +411,6 @@ TEST(Exchange, PinnedPagesStay) {
 
 TEST(Exchange, MergedPagesStay) {
   Device device;
-  Mover mover;
   Memory hot(1 << 20, kSlowNode), cold(1 << 20, kFastNode);
   std::memset(hot.data(), 0x5a, hot.bytes());
   ASSERT_EQ(madvise(hot.data(), hot.bytes(), MADV_MERGEABLE), 0);
@@ -434,20 +423,19 @@ TEST(Exchange, MergedPagesStay) {
   ASSERT_GT(std::stoull(read_file("/sys/kernel/mm/ksm/pages_sharing")), 100u);
   std::uint64_t before = pfn(hot.data());
   std::vector<ht_page_t> list{reinterpret_cast<std::uint64_t>(hot.data())};
-  mover.move(getpid(), list, getpid(), fast_pages(mover, cold));
-  EXPECT_EQ(mover.pairs()[0].hot_result, HT_MOVE_SPECIAL);
+  mover().move(getpid(), list, getpid(), fast_pages(cold));
+  EXPECT_EQ(mover().pairs()[0].hot_result, HT_MOVE_SPECIAL);
   EXPECT_EQ(pfn(hot.data()), before);
   write_file("/sys/kernel/mm/ksm/run", "2");
 }
 
 TEST(Exchange, SoftDirtyStays) {
   Device device;
-  Mover mover;
   Memory hot(1 << 20, kSlowNode), cold(1 << 20, kFastNode);
   constexpr std::uint64_t kSoftDirty = 1ull << 55;
   write_file("/proc/self/clear_refs", "4");
   for (std::size_t i = 0; i < hot.pages(); i += 2) hot.data()[i * kPage] = 2;
-  ht_exchange_run run = mover.move(getpid(), slow_pages(mover, hot), getpid(), fast_pages(mover, cold));
+  ht_exchange_run run = mover().move(getpid(), slow_pages(hot), getpid(), fast_pages(cold));
   EXPECT_EQ(run.exchanged_pairs, hot.pages());
   for (std::size_t i = 0; i < hot.pages(); i++) {
     EXPECT_EQ(!!(pagemap(getpid(), hot.data() + i * kPage) & kSoftDirty), i % 2 == 0) << i;
@@ -457,7 +445,6 @@ TEST(Exchange, SoftDirtyStays) {
 
 TEST(Exchange, UserfaultfdWriteProtectionStays) {
   Device device;
-  Mover mover;
   Memory hot(1 << 20, kSlowNode), cold(1 << 20, kFastNode);
   fill(hot, 15);
   int uffd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
@@ -469,7 +456,7 @@ TEST(Exchange, UserfaultfdWriteProtectionStays) {
   ASSERT_EQ(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
   uffdio_writeprotect protect{.range = {address, hot.bytes() / 2}, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
   ASSERT_EQ(ioctl(uffd, UFFDIO_WRITEPROTECT, &protect), 0);
-  ht_exchange_run run = mover.move(getpid(), slow_pages(mover, hot), getpid(), fast_pages(mover, cold));
+  ht_exchange_run run = mover().move(getpid(), slow_pages(hot), getpid(), fast_pages(cold));
   EXPECT_EQ(run.exchanged_pairs, hot.pages());
   constexpr std::uint64_t kWp = 1ull << 57;
   for (std::size_t i = 0; i < hot.pages(); i++)
@@ -490,12 +477,11 @@ TEST(Exchange, UserfaultfdWriteProtectionStays) {
 
 TEST(Exchange, LockedMemoryStaysLocked) {
   Device device;
-  Mover mover;
   Memory hot(1 << 20, kSlowNode), cold(1 << 20, kFastNode);
   fill(hot, 16);
   ASSERT_EQ(mlock(hot.data(), hot.bytes()), 0);
   std::uint64_t locked = vmstat("nr_mlock");
-  mover.move(getpid(), slow_pages(mover, hot), getpid(), fast_pages(mover, cold));
+  mover().move(getpid(), slow_pages(hot), getpid(), fast_pages(cold));
   EXPECT_EQ(vmstat("nr_mlock"), locked);
   EXPECT_EQ(wrong(hot, 16), 0u);
   munlock(hot.data(), hot.bytes());

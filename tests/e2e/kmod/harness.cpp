@@ -128,6 +128,16 @@ ht_exchange_run Mover::move(int hot_pid, const std::vector<ht_page_t>& hot, int 
   return exchange();
 }
 
+namespace {
+std::unique_ptr<Mover> the_mover;
+}
+
+Mover& mover() {
+  if (!the_mover) the_mover = std::make_unique<Mover>();
+  return *the_mover;
+}
+void drop_mover() { the_mover.reset(); }
+
 void place(void* start, std::size_t bytes, int node) {
   unsigned long mask = 1ul << node;
   if (mbind(start, bytes, MPOL_BIND, &mask, 64, 0)) die("mbind");

@@ -94,6 +94,10 @@ class Memory {
   std::size_t bytes_;
 };
 
+// One for all tests; main() lets go of it before it unloads the module.
+Mover& mover();
+void drop_mover();
+
 void place(void* start, std::size_t bytes, int node);          // policy for later touches
 void write_file(const std::string& path, const std::string& value);  // throws
 std::string read_file(const std::string& path);

@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
     return 1;
   }
   int status = RUN_ALL_TESTS();
+  drop_mover();
   // Everything that a test held is gone by now; BPF frees some of it after a grace period.
   int err = EAGAIN;
   for (int i = 0; i < 100 && err; i++) {

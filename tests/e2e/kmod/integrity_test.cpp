@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Many moves while everything else that changes memory goes on: no write is
+// lost, nothing leaks. The victims live in a process of their own; this one
+// walks it and swaps whatever it finds, at random.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <numaif.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <deque>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "flushes.hpp"
+#include "harness.hpp"
+
+namespace hypertier::test {
+namespace {
+
+// Shared by both processes.
+struct Shared {
+  std::atomic<bool> ready, stop;
+  std::atomic<std::uint64_t> writes, lost, forks, remaps, foreign_moves, pageouts;
+  char first_loss[128];
+};
+
+std::uint64_t word(std::uint64_t page, std::uint64_t version, std::uint64_t i) {
+  return (page * 0x9e3779b97f4a7c15 ^ version * 0xc2b2ae3d27d4eb4f) + i;
+}
+
+constexpr int kWords = 16;  // a page is written and checked at 16 places
+
+void stamp(char* page, std::uint64_t id, std::uint64_t version) {
+  for (int i = 0; i < kWords; i++) *reinterpret_cast<std::uint64_t*>(page + i * kPage / kWords) = word(id, version, i);
+}
+bool intact(const char* page, std::uint64_t id, std::uint64_t version) {
+  for (int i = 0; i < kWords; i++)
+    if (*reinterpret_cast<const std::uint64_t*>(page + i * kPage / kWords) != word(id, version, i)) return false;
+  return true;
+}
+
+class Victim {
+ public:
+  explicit Victim(Shared& shared) : shared_(shared) {
+    for (int node : {kSlowNode, kFastNode}) {
+      add(24 << 20, node, false);
+      add(8 << 20, node, true);
+    }
+    // not aligned and too small for 2 MiB: these become 64 KiB folios
+    add(kHuge + kHuge / 2, kSlowNode, true);
+  }
+
+  int run() {
+    std::vector<std::thread> threads;
+    for (unsigned i = 0; i < 2; i++) threads.emplace_back([this, i] { write_and_check(i); });
+    threads.emplace_back([this] { map_and_unmap(); });
+    threads.emplace_back([this] { fork_and_write(); });
+    threads.emplace_back([this] { advise_and_move(); });
+    threads.emplace_back([this] { merge(); });
+    shared_.ready = true;
+    for (auto& thread : threads) thread.join();
+    for (std::size_t id = 0; id < pages_.size(); id++)
+      if (!intact(pages_[id], id, versions_[id])) lose("final check", id);
+    return shared_.lost ? 1 : 0;
+  }
+
+ private:
+  void add(std::size_t bytes, int node, bool huge) {
+    auto& memory = regions_.emplace_back(bytes, node, huge);
+    for (std::size_t i = 0; i < memory.pages(); i++) {
+      stamp(memory.data() + i * kPage, pages_.size(), 0);
+      pages_.push_back(memory.data() + i * kPage);
+      versions_.push_back(0);
+    }
+  }
+
+  void lose(const char* who, std::uint64_t id) {
+    if (!shared_.lost++) std::snprintf(shared_.first_loss, sizeof shared_.first_loss, "%s, page %lu", who, id);
+  }
+
+  void write_and_check(unsigned mine) {
+    std::mt19937_64 random(mine);
+    while (!shared_.stop) {
+      std::size_t id = random() % (pages_.size() / 2) * 2 + mine;
+      if (!intact(pages_[id], id, versions_[id])) lose("writer", id);
+      stamp(pages_[id], id, ++versions_[id]);
+      shared_.writes++;
+    }
+  }
+
+  void map_and_unmap() {
+    constexpr std::size_t bytes = 64 * kPage;
+    for (std::uint64_t version = 1; !shared_.stop; version++) {
+      char* data = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      if (version % 2) place(data, bytes, kSlowNode);
+      for (std::size_t i = 0; i < 64; i++) stamp(data + i * kPage, i, version);
+      mprotect(data, bytes, PROT_READ);
+      for (std::size_t i = 0; i < 64; i++)
+        if (!intact(data + i * kPage, i, version)) lose("after mprotect", i);
+      mprotect(data, bytes, PROT_READ | PROT_WRITE);
+      usleep(2000);
+      char* moved = static_cast<char*>(mremap(data, bytes, 2 * bytes, MREMAP_MAYMOVE));
+      for (std::size_t i = 0; i < 64; i++) {
+        if (!intact(moved + i * kPage, i, version)) lose("after mremap", i);
+        stamp(moved + i * kPage, i, version + 1);
+      }
+      madvise(moved, bytes / 2, MADV_DONTNEED);
+      for (std::size_t i = 0; i < 32; i++)
+        if (*reinterpret_cast<std::uint64_t*>(moved + i * kPage)) lose("after MADV_DONTNEED", i);
+      for (std::size_t i = 32; i < 64; i++)
+        if (!intact(moved + i * kPage, i, version + 1)) lose("before munmap", i);
+      munmap(moved, 2 * bytes);
+      shared_.remaps++;
+    }
+  }
+
+  // The child shares every page with its parent until one of them writes.
+  void fork_and_write() {
+    Memory own(1 << 20, kSlowNode);
+    for (std::uint64_t version = 1; !shared_.stop; version++) {
+      for (std::size_t i = 0; i < own.pages(); i++) stamp(own.data() + i * kPage, i, version);
+      pid_t child = fork();
+      if (!child) {
+        bool ok = true;
+        for (std::size_t i = 0; i < own.pages(); i++) {
+          ok &= intact(own.data() + i * kPage, i, version);
+          stamp(own.data() + i * kPage, i, ~version);
+          ok &= intact(own.data() + i * kPage, i, ~version);
+        }
+        _exit(ok ? 0 : 1);
+      }
+      int status = 1;
+      waitpid(child, &status, 0);
+      if (status) lose("forked child", version);
+      for (std::size_t i = 0; i < own.pages(); i++)
+        if (!intact(own.data() + i * kPage, i, version)) lose("parent of a fork", i);
+      shared_.forks++;
+      usleep(50000);
+    }
+  }
+
+  // Paging out, cooling, and the other mover: move_pages(2).
+  void advise_and_move() {
+    std::mt19937_64 random(99);
+    while (!shared_.stop) {
+      auto& memory = regions_[random() % regions_.size()];
+      char* start = memory.data() + random() % (memory.pages() - 32) * kPage;
+      switch (random() % 4) {
+        case 0:
+          madvise(start, 32 * kPage, MADV_PAGEOUT);
+          shared_.pageouts++;
+          break;
+        case 1:
+          madvise(start, 32 * kPage, MADV_COLD);
+          break;
+        default:
+          void* pages[32];
+          int nodes[32], status[32];
+          for (int i = 0; i < 32; i++) pages[i] = start + i * kPage, nodes[i] = static_cast<int>(random() % 2);
+          move_pages(0, 32, pages, nodes, status, MPOL_MF_MOVE);
+          for (int i = 0; i < 32; i++) shared_.foreign_moves += status[i] == nodes[i];
+      }
+      usleep(5000);
+    }
+  }
+
+  // Equal pages come and go below KSM.
+  void merge() {
+    Memory own(1 << 20, kFastNode);
+    madvise(own.data(), own.bytes(), MADV_MERGEABLE);
+    for (unsigned char version = 1; !shared_.stop; version++) {
+      std::memset(own.data(), version, own.bytes());
+      usleep(300000);
+      for (std::size_t i = 0; i < own.bytes(); i += 512)
+        if (static_cast<unsigned char>(own.data()[i]) != version) lose("merged page", i);
+    }
+  }
+
+  Shared& shared_;
+  std::deque<Memory> regions_;
+  std::vector<char*> pages_;
+  std::vector<std::uint64_t> versions_;
+};
+
+const char* const kResults[] = {"none", "done", "gone", "already", "pinned", "busy",
+                                "special", "mismatch", "no memory", "partner", "other"};
+
+TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
+  Device device;
+  write_file("/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled", "always");
+  write_file("/sys/kernel/mm/ksm/pages_to_scan", "1000");
+  write_file("/sys/kernel/mm/ksm/sleep_millisecs", "20");
+  write_file("/sys/kernel/mm/ksm/run", "1");
+  auto* shared = static_cast<Shared*>(
+      mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  pid_t victim = fork();
+  if (!victim) {
+    Victim* the_victim = new Victim(*shared);
+    _exit(the_victim->run());
+  }
+  while (!shared->ready) {
+    int status;
+    ASSERT_EQ(waitpid(victim, &status, WNOHANG), 0) << "the victim died";
+    usleep(10000);
+  }
+
+  std::mt19937_64 random(7);
+  ht_exchange_run total{};
+  FlushCounter counter;
+  std::uint64_t moved = 0, runs = 0, space = mover().space_of(victim);
+  while (moved < moves_wanted && !shared->lost) {
+    // what it maps now, walked once a tier
+    auto& spaces = mover().spaces();
+    spaces.nr = 1;
+    spaces.req[0] = {.space = space, .seq = 0, .tier_rss_pages = 0, .pid = static_cast<__u32>(victim)};
+    ASSERT_EQ(mover().call("spaces_run"), 0);
+    ASSERT_EQ(spaces.req[0].error, 0);
+    auto& walks = mover().walks();
+    walks.nr = 0;
+    for (__u32 i = 0; i < spaces.req[0].count; i++) {
+      const ht_mapping& mapping = mover().mappings()[spaces.req[0].first + i];
+      for (std::uint32_t tier : {HT_TIER_SLOW, HT_TIER_FAST})
+        if (mapping.flags == TIER_RANGE_ANON && mapping.end - mapping.start < 64 << 20)
+          walks.walk[walks.nr++] = {.space = space, .start = mapping.start, .end = mapping.end,
+                                    .pid = static_cast<__u32>(victim), .list_tier = tier};
+    }
+    ASSERT_EQ(mover().call("walk"), 0);
+    // by tier and size: the pairs that can be swapped in place, then the rest
+    std::vector<ht_page_t> lists[HT_TIERS];
+    for (__u32 i = 0; i < walks.nr; i++) {
+      const ht_walk& walk = walks.walk[i];
+      lists[walk.list_tier].insert(lists[walk.list_tier].end(), mover().pages() + walk.list_first,
+                                   mover().pages() + walk.list_first + walk.list_count);
+    }
+    for (auto& list : lists) {
+      std::shuffle(list.begin(), list.end(), random);
+      std::stable_sort(list.begin(), list.end(), [](auto a, auto b) { return HT_PAGE_ORDER(a) > HT_PAGE_ORDER(b); });
+      if (list.size() > 4096) list.erase(list.begin() + 8, list.end() - 4088);
+    }
+    counter.start();
+    ht_exchange_run run = mover().move(victim, lists[HT_TIER_SLOW], victim, lists[HT_TIER_FAST]);
+    counter.stop();
+    total.exchanged_pairs += run.exchanged_pairs;
+    total.batches += run.batches;
+    total.flush_calls += run.flush_calls;
+    for (int i = 0; i < HT_MOVERS; i++) total.mover_pages[i] += run.mover_pages[i];
+    for (int i = 0; i < HT_MOVE_RESULTS; i++) total.failed_pages[i] += run.failed_pages[i];
+    moved += run.promoted_pages + run.demoted_pages;
+    if (++runs % 8 == 0) write_file("/proc/sys/vm/compact_memory", "1");
+    ASSERT_LT(runs, moves_wanted) << "almost nothing moves";
+  }
+  shared->stop = true;
+  int status = -1;
+  ASSERT_EQ(waitpid(victim, &status, 0), victim);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(shared->lost, 0u) << shared->first_loss;
+  write_file("/sys/kernel/mm/ksm/run", "2");
+  write_file("/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled", "never");
+
+  std::printf("integrity: %lu page moves (%llu swapped in place, %llu migrated) in %lu runs, %llu batches, %llu batched flushes\n",
+              moved, total.mover_pages[HT_MOVER_EXCHANGE], total.mover_pages[HT_MOVER_MIGRATE], runs,
+              total.batches, total.flush_calls);
+  std::printf("integrity: meanwhile %lu checked writes, %lu forks, %lu remaps, %lu pages by move_pages, %lu page-outs\n",
+              shared->writes.load(), shared->forks.load(), shared->remaps.load(), shared->foreign_moves.load(),
+              shared->pageouts.load());
+  for (int i = HT_MOVE_GONE; i < HT_MOVE_RESULTS; i++)
+    if (total.failed_pages[i]) std::printf("integrity: not moved, %s: %llu\n", kResults[i], total.failed_pages[i]);
+  auto flushes = counter.stop();
+  std::printf("integrity: the mover's flushes: %lu batched, %lu by range; %lu remote, %lu local; a remote one per %lu page moves\n",
+              flushes.batch, flushes.range, flushes.remote, flushes.local(), moved / std::max<std::uint64_t>(flushes.remote, 1));
+  EXPECT_LE(flushes.remote, moved / 450);
+  EXPECT_GE(moved, moves_wanted);
+  EXPECT_GT(total.mover_pages[HT_MOVER_EXCHANGE], moved / 2);
+  EXPECT_GT(shared->writes, 1000u);
+  EXPECT_GT(shared->forks, 0u);
+  EXPECT_GT(shared->remaps, 0u);
+  EXPECT_GT(shared->foreign_moves, 0u);
+  EXPECT_EQ(vmstat("nr_isolated_anon"), 0u);
+  EXPECT_EQ(vmstat("nr_isolated_file"), 0u);
+  munmap(shared, sizeof(Shared));
+}
+
+// ----------------------------------------------------------------- cgroups
+
+const std::string kRoot = "/sys/fs/cgroup/";
+
+class Cgroup {
+ public:
+  explicit Cgroup(const std::string& name) : path_(kRoot + name) { mkdir(path_.c_str(), 0755); }
+  ~Cgroup() { rmdir(path_.c_str()); }
+  const std::string& path() const { return path_; }
+  std::uint64_t current() const { return std::stoull(read_file(path_ + "/memory.current")); }
+  // "anon N0=123 N1=456" in bytes -> pages of node
+  std::uint64_t pages(const std::string& counter, int node) const {
+    std::istringstream lines(read_file(path_ + "/memory.numa_stat"));
+    for (std::string line; std::getline(lines, line);)
+      if (line.rfind(counter + " ", 0) == 0)
+        return std::stoull(line.substr(line.find("N" + std::to_string(node) + "=") + 3)) / kPage;
+    throw std::runtime_error("no " + counter + " in memory.numa_stat");
+  }
+
+ private:
+  std::string path_;
+};
+
+// A process of a cgroup that holds memory and does nothing.
+class Holder {
+ public:
+  Holder(const Cgroup& cgroup, int node, bool huge) {
+    int ready[2];
+    if (pipe(ready)) throw std::runtime_error("pipe");
+    pid_ = fork();
+    if (!pid_) {
+      write_file(cgroup.path() + "/cgroup.procs", std::to_string(getpid()));
+      auto* memory = new Memory(kBytes, node, huge);
+      char* data = memory->data();
+      (void)!write(ready[1], &data, sizeof data);
+      for (;;) pause();
+    }
+    (void)!read(ready[0], &data_, sizeof data_);
+    close(ready[0]);
+    close(ready[1]);
+  }
+  ~Holder() {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  static constexpr std::size_t kBytes = 8 << 20;
+  int pid() const { return pid_; }
+  std::vector<ht_page_t> list(std::uint32_t tier, ht_walk& walk) const {
+    return mover().walk(pid_, data_, kBytes, tier, &walk);
+  }
+
+ private:
+  pid_t pid_;
+  char* data_ = nullptr;
+};
+
+// Statistics of a memcg are flushed lazily, at latest after 2 s.
+template <class T>
+void eventually_equal(T read, std::int64_t expected, const char* what) {
+  std::int64_t value = 0;
+  for (int i = 0; i < 100; i++) {
+    value = read();
+    if (value == expected) return;
+    usleep(100000);
+  }
+  ADD_FAILURE() << what << " is " << value << ", not " << expected;
+}
+
+TEST(Integrity, MemoryCgroupsAgreeWithThePageTables) {
+  Device device;
+  // a cgroup that is being removed: gone from the tree, held by something
+  auto dying = [] { return field(read_file(kRoot + "cgroup.stat"), "nr_dying_descendants"); };
+  std::uint64_t dying_before = dying();
+  for (bool huge : {false, true}) {
+    Cgroup a("kmod-a"), b("kmod-b");
+    {
+      Holder hot(a, kSlowNode, huge), cold(b, kFastNode, huge);
+      ht_walk hot_before, cold_before, hot_after, cold_after;
+      auto hot_list = hot.list(HT_TIER_SLOW, hot_before);
+      auto cold_list = cold.list(HT_TIER_FAST, cold_before);
+      ASSERT_EQ(hot_list.size(), huge ? 4u : 2048u);
+      sleep(3);
+      std::int64_t charge_a = a.current(), charge_b = b.current();
+      std::int64_t stat[2][2], thp[2][2];
+      for (int node : {0, 1}) {
+        stat[0][node] = a.pages("anon", node), stat[1][node] = b.pages("anon", node);
+        thp[0][node] = a.pages("anon_thp", node), thp[1][node] = b.pages("anon_thp", node);
+      }
+      ht_exchange_run run = mover().move(hot.pid(), hot_list, cold.pid(), cold_list);
+      // a page or two may sit in another CPU's LRU batch
+      EXPECT_GE(run.exchanged_pairs, hot_list.size() * 99 / 100);
+      hot.list(HT_TIER_SLOW, hot_after);
+      cold.list(HT_TIER_SLOW, cold_after);
+      EXPECT_EQ(a.current(), charge_a);
+      EXPECT_EQ(b.current(), charge_b);
+      for (int node : {0, 1}) {
+        int tier = node == kFastNode ? HT_TIER_FAST : HT_TIER_SLOW;
+        std::int64_t change_a = hot_after.tier_pages[tier] - hot_before.tier_pages[tier];
+        std::int64_t change_b = cold_after.tier_pages[tier] - cold_before.tier_pages[tier];
+        EXPECT_GE(std::abs(change_a), 2048 * 99 / 100);
+        eventually_equal([&] { return a.pages("anon", node); }, stat[0][node] + change_a, "anon of the hot cgroup");
+        eventually_equal([&] { return b.pages("anon", node); }, stat[1][node] + change_b, "anon of the cold cgroup");
+        eventually_equal([&] { return a.pages("anon_thp", node); }, thp[0][node] + huge * change_a, "anon_thp, hot");
+        eventually_equal([&] { return b.pages("anon_thp", node); }, thp[1][node] + huge * change_b, "anon_thp, cold");
+        // the LRU lists hold what the page tables do
+        auto lru = [&](const Cgroup& cgroup) {
+          return cgroup.pages("inactive_anon", node) + cgroup.pages("active_anon", node);
+        };
+        eventually_equal([&] { return lru(a) - a.pages("anon", node); }, 0, "LRU pages beyond anon, hot");
+        eventually_equal([&] { return lru(b) - b.pages("anon", node); }, 0, "LRU pages beyond anon, cold");
+      }
+    }
+    eventually_equal([&] { return field(read_file(a.path() + "/memory.stat"), "anon"); }, 0, "anon after the end");
+  }
+  eventually_equal(dying, dying_before, "dying cgroups");
+}
+
+}  // namespace
+}  // namespace hypertier::test
