@@ -42,7 +42,8 @@ struct vpebs_cpu {
 	__u32 period;
 	__u32 period_request;
 	__u64 tail;		/* records read */
-	__u64 _pad0[6];
+	__u64 gs_base;		/* of this CPU's kernel: tells vCPUs apart */
+	__u64 _pad0[5];
 	/* plugin */
 	__u64 head;		/* records written */
 	__u64 lost;		/* ring full */
@@ -50,7 +51,7 @@ struct vpebs_cpu {
 	__u64 misses[VPEBS_NODES];
 	__u64 misses_other;	/* neither node: device memory */
 	__u64 switches;		/* cr3 loads seen */
-	__u64 stale;		/* misses whose cr3 was not the one remembered: must stay 0 */
+	__u64 stale;		/* samples whose cr3 or CPU was not the one remembered: must stay 0 */
 	__u32 period_ack;	/* the period_request that counts */
 	__u32 _pad1;
 	__u64 _pad2[7];

@@ -454,6 +454,11 @@ static int map_shared(void)
 	return err;
 }
 
+static void publish_cpu(void *unused)
+{
+	rdmsrl(MSR_GS_BASE, ring_control()->gs_base);
+}
+
 static int __init vpebs_init(void)
 {
 	int cpu, err = resolve();
@@ -478,7 +483,8 @@ static int __init vpebs_init(void)
 	err = perf_pmu_register(&vpebs_pmu, "vpebs", -1);
 	if (err)
 		goto no_device;
-	WRITE_ONCE(shared->enabled, 1);
+	on_each_cpu(publish_cpu, NULL, 1);
+	smp_store_release(&shared->enabled, 1);
 	return 0;
 no_device:
 	misc_deregister(&device);

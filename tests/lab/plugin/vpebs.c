@@ -66,6 +66,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 4;
 #define WAYS 8
 
 struct vcpu {
+	const void *env;	// QEMU's CPU state, never looked into: a name for the vCPU
 	uint64_t last_line;
 	uint64_t cr3;
 	uint64_t tag_space;	// cr3's page number, above the bits of a line
@@ -76,11 +77,12 @@ struct vcpu {
 	uint64_t *tags;		// sets of WAYS, most recently used first
 	struct vpebs_record *ring;
 	struct vpebs_cpu *shared;
-	struct bytes *buffer;
-	struct qemu_plugin_register *cr3_register;
 } __attribute__((aligned(128)));
 
-static struct vcpu vcpus[VPEBS_CPUS];
+static struct vcpu vcpus[VPEBS_CPUS];	// in the order of their first cr3 load
+static unsigned nr_vcpus;
+static struct qemu_plugin_register *cr3_register, *k_gs_base_register;
+static __thread struct bytes *buffer;
 static struct vpebs_shared *shared;
 static struct vpebs_page *pages;
 static uint64_t pages_mask;
@@ -94,32 +96,93 @@ static const uint32_t latency_ns[VPEBS_NODES] = {80, 250};
 // counters have one writer: no locked instruction is needed
 #define COUNT(x) __atomic_store_n(&(x), (x) + 1, __ATOMIC_RELAXED)
 
-static uint64_t read_cr3(struct vcpu *v)
+static uint64_t read_register(struct qemu_plugin_register *r)
 {
-	uint64_t cr3 = 0;
+	uint64_t value = 0;
 
-	g_byte_array_set_size(v->buffer, 0);
-	qemu_plugin_read_register(v->cr3_register, v->buffer);
-	memcpy(&cr3, v->buffer->data, v->buffer->len < 8 ? v->buffer->len : 8);
-	return cr3 & 0x000ffffffffff000ULL;	// without PCID and LAM bits
+	if (!buffer)
+		buffer = g_byte_array_new();
+	g_byte_array_set_size(buffer, 0);
+	qemu_plugin_read_register(r, buffer);
+	memcpy(&value, buffer->data, buffer->len < 8 ? buffer->len : 8);
+	return value;
 }
 
-static void vcpu_init(qemu_plugin_id_t id, unsigned cpu)
+static uint64_t read_cr3(void)
 {
-	struct vcpu *v = &vcpus[cpu];
+	return read_register(cr3_register) & 0x000ffffffffff000ULL;	// without PCID and LAM bits
+}
+
+static void vcpu_init(qemu_plugin_id_t id, unsigned index)
+{
 	struct registers *registers = qemu_plugin_get_registers();
 
-	(void)id;
-	for (unsigned i = 0; i < registers->len; i++)
+	(void)id, (void)index;
+	for (unsigned i = 0; i < registers->len; i++) {
 		if (!strcmp(registers->data[i].name, "cr3"))
-			v->cr3_register = registers->data[i].handle;
-	if (!v->cr3_register) {
+			cr3_register = registers->data[i].handle;
+		if (!strcmp(registers->data[i].name, "k_gs_base"))
+			k_gs_base_register = registers->data[i].handle;
+	}
+	if (!cr3_register || !k_gs_base_register) {
 		fprintf(stderr, "lab: this QEMU shows no cr3 register to plugins, 10.0 is needed\n");
 		_exit(1);
 	}
-	v->buffer = g_byte_array_new();
-	v->cr3_unknown = true;
-	v->last_line = ~0ULL;
+}
+
+// Which vCPU runs? The index that callbacks get is no answer: with one thread
+// for all (-icount), QEMU 10.0 compiles the index of the vCPU that translated a
+// block into the block, and others run it too. Generated code keeps the running
+// CPU's state in rbp, so two small entries pass that on. Accesses made by QEMU's
+// own C code (xsave and the like) come with any rbp: there the guest's per-CPU
+// register tells, which is slow but rare.
+#ifndef __x86_64__
+#error "the lab's plugin knows how to tell vCPUs apart on x86-64 hosts only"
+#endif
+void access_memory_entry(unsigned index, qemu_plugin_meminfo_t info, uint64_t vaddr, void *unused);
+void cr3_load_entry(unsigned index, void *unused);
+__asm__(".text\n"
+	".hidden access_memory_entry\n"
+	"access_memory_entry: mov %rbp, %r8\n jmp access_memory\n"
+	".hidden cr3_load_entry\n"
+	"cr3_load_entry: mov %rbp, %rdx\n jmp cr3_load\n");
+
+static struct vcpu *find_vcpu(const void *env)
+{
+	unsigned nr = LOAD(nr_vcpus);
+
+	for (unsigned i = 0; i < nr; i++)
+		if (vcpus[i].env == env)
+			return &vcpus[i];
+	return NULL;
+}
+
+// In user mode the kernel's per-CPU pointer rests in k_gs_base.
+static unsigned cpu_by_register(void)
+{
+	uint64_t base = read_register(k_gs_base_register);
+
+	for (unsigned i = 0; i < shared->cpus; i++)
+		if (shared->cpu[i].gs_base == base)
+			return i;
+	return VPEBS_CPUS;
+}
+
+static void adopt(struct vcpu *v, unsigned cpu)
+{
+	v->shared = &shared->cpu[cpu];
+	v->ring = (void *)((char *)shared + shared->ring_offset +
+			   cpu * shared->ring_entries * sizeof(struct vpebs_record));
+}
+
+static struct vcpu *vcpu_by_register(void)
+{
+	unsigned cpu = cpu_by_register();
+
+	for (unsigned i = 0; i < LOAD(nr_vcpus); i++)
+		if (vcpus[i].shared == &shared->cpu[cpu])
+			return &vcpus[i];
+	return NULL;
 }
 
 // ------------------------------------------------------------ the truth
@@ -217,7 +280,7 @@ static __attribute__((noinline)) void miss(struct vcpu *v, qemu_plugin_meminfo_t
 	}
 	if (v->period && --v->countdown == 0) {
 		v->countdown = v->period;
-		if (read_cr3(v) != v->cr3)
+		if (read_cr3() != v->cr3 || read_register(k_gs_base_register) != c->gs_base)
 			COUNT(c->stale);
 		sample(v, vaddr, paddr, node, qemu_plugin_mem_is_store(info));
 	}
@@ -226,19 +289,30 @@ static __attribute__((noinline)) void miss(struct vcpu *v, qemu_plugin_meminfo_t
 }
 
 // ------------------------------------------------------------- the cache
-static void access_memory(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vaddr, void *unused)
+__attribute__((used)) static void access_memory(unsigned index, qemu_plugin_meminfo_t info, uint64_t vaddr,
+						void *unused, const void *env)
 {
-	struct vcpu *v = &vcpus[cpu];
+	struct vcpu *v;
 	uint64_t line = vaddr >> LINE_SHIFT, tag, *set;
 	int way;
 
-	(void)unused;
+	(void)index, (void)unused;
 	if (!LOAD(shared->enabled))
 		return;
+	v = find_vcpu(env);
+	if (!v && !(v = vcpu_by_register()))
+		return;
+	if (!v->shared) {
+		unsigned cpu = cpu_by_register();
+
+		if (cpu == VPEBS_CPUS)
+			return;
+		adopt(v, cpu);
+	}
 	COUNT(v->shared->accesses);
 	if (v->cr3_unknown) {
 		v->cr3_unknown = false;
-		v->cr3 = read_cr3(v);
+		v->cr3 = read_cr3();
 		v->tag_space = v->cr3 >> 12 << (47 - LINE_SHIFT);
 		v->last_line = ~0ULL;
 	}
@@ -258,11 +332,27 @@ static void access_memory(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t vad
 }
 
 // The callback runs before the load; no user code runs between the two.
-static void cr3_load(unsigned cpu, void *unused)
+__attribute__((used)) static void cr3_load(unsigned index, void *unused, const void *env)
 {
-	(void)unused;
-	vcpus[cpu].cr3_unknown = true;
-	COUNT(vcpus[cpu].shared->switches);
+	struct vcpu *v = find_vcpu(env);
+
+	(void)index, (void)unused;
+	if (!v) {
+		static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+		pthread_mutex_lock(&lock);
+		if (nr_vcpus < shared->cpus) {
+			v = &vcpus[nr_vcpus];
+			v->env = env;
+			STORE(nr_vcpus, nr_vcpus + 1);
+		}
+		pthread_mutex_unlock(&lock);
+		if (!v)
+			return;
+	}
+	v->cr3_unknown = true;
+	if (v->shared)
+		COUNT(v->shared->switches);
 }
 
 static bool is_cr3_load(struct qemu_plugin_insn *insn)
@@ -287,9 +377,9 @@ static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 
 		if (!kernel)
-			qemu_plugin_register_vcpu_mem_cb(insn, access_memory, CB_R_REGS, MEM_RW, NULL);
+			qemu_plugin_register_vcpu_mem_cb(insn, access_memory_entry, CB_R_REGS, MEM_RW, NULL);
 		else if (is_cr3_load(insn))
-			qemu_plugin_register_vcpu_insn_exec_cb(insn, cr3_load, CB_NO_REGS, NULL);
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, cr3_load_entry, CB_NO_REGS, NULL);
 	}
 }
 
@@ -385,9 +475,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
 		return refuse("the cache is too small");
 	set_shift = 64 - __builtin_ctzll(sets);
 	for (uint64_t i = 0; i < cpus; i++) {
-		vcpus[i].shared = &shared->cpu[i];
-		vcpus[i].ring = (void *)((char *)shared + shared->ring_offset +
-					 i * shared->ring_entries * sizeof(struct vpebs_record));
+		vcpus[i].last_line = ~0ULL;
 		vcpus[i].tags = aligned_alloc(64, sets * WAYS * sizeof(uint64_t));
 		memset(vcpus[i].tags, 0xff, sets * WAYS * sizeof(uint64_t));
 	}
