@@ -41,7 +41,7 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
   is_touched_.assign(ranges_.size(), false);
   budget_pages_ = std::max(settings_.max_move_min_pages,
                            static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
-  walk_budget_pages_ = settings_.max_walk_pages;
+  walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
 
   report.scope = {};
   report.scope.cgroup_id = cgroup_id_;
@@ -77,6 +77,7 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
     } else if (hot_.empty()) {
       report.decision = Decision::kAllHotFast;
     } else {
+      walk_budget_pages_ += settings_.max_walk_pages / 2;
       if (auto done = select_cold(report); !done) return done;
       auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
       __u64 room = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
