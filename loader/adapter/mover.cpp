@@ -37,9 +37,12 @@ Result<> Mover::run(const bpf_program* program) {
 }
 
 Result<> Mover::run_policy(const bpf_program* program, ht_run& header) {
+  header.status = 0;
   *run_.as<ht_run>() = header;
   auto done = run(program);
   header = *run_.as<ht_run>();
+  // The program returns the status: the run was made, it is the policy that failed.
+  if (header.status != 0) return {};
   return done;
 }
 
