@@ -48,7 +48,7 @@
 
 #include "module.h"
 
-#define BATCH_PAIRS 512		/* pairs looked up together, and unmapped under one flush */
+#define BATCH_PAIRS 1024	/* looked up together, and unmapped under one flush */
 #define BATCH_PAGES 8192	/* 4 KiB pages unmapped at a time: users wait while they are copied */
 
 /* The flags that belong to an identity, not to a physical page. */

@@ -134,7 +134,8 @@ static void policy_unreg(void *kdata, struct bpf_link *link)
 	last_generation++;
 	/* A run may still be in a callback: the policy is freed when we return. */
 	synchronize_srcu(&seats_srcu);
-	if (ht_device_is_open())
+	/* a killed loader closes its files in any order, the device among them */
+	if (ht_device_is_open() && !(current->flags & PF_EXITING))
 		call_exit(policy, &seat->scope, TIER_EXIT_UNLOADED, "unloaded");
 	else
 		call_exit(policy, &seat->scope, TIER_EXIT_LOADER_GONE, "tierd is gone");

@@ -5,34 +5,38 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-__u32 watched;
-__u64 batch_flushes;	/* of try_to_unmap_flush() */
-__u64 range_flushes;	/* of an address range of one mm */
-__u64 remote_flushes;	/* either of them, when it interrupts other CPUs */
+/* one struct: the order of globals in .bss is the compiler's choice */
+struct {
+	__u32 watched;
+	__u32 pad;
+	__u64 batch;	/* of try_to_unmap_flush() */
+	__u64 range;	/* of an address range of one mm */
+	__u64 remote;	/* either of them, when it interrupts other CPUs */
+} flushes;
 
 static void count(__u64 *counter)
 {
-	if (!watched || watched == (__u32)bpf_get_current_pid_tgid())
+	if (!flushes.watched || flushes.watched == (__u32)bpf_get_current_pid_tgid())
 		__sync_fetch_and_add(counter, 1);
 }
 
 SEC("kprobe/arch_tlbbatch_flush")
 int on_batch_flush(void *context)
 {
-	count(&batch_flushes);
+	count(&flushes.batch);
 	return 0;
 }
 
 SEC("kprobe/flush_tlb_mm_range")
 int on_range_flush(void *context)
 {
-	count(&range_flushes);
+	count(&flushes.range);
 	return 0;
 }
 
 SEC("kprobe/native_flush_tlb_multi")
 int on_remote_flush(void *context)
 {
-	count(&remote_flushes);
+	count(&flushes.remote);
 	return 0;
 }

@@ -258,6 +258,7 @@ TEST_F(Policy, LeavesWithItsLoader) {
   waitpid(child, nullptr, 0);
   for (int i = 0; i < 100 && device_.info().seats; i++) usleep(20000);
   EXPECT_EQ(device_.info().seats, 0u);
+  EXPECT_EQ(first_->exit_kind, static_cast<__u32>(TIER_EXIT_LOADER_GONE));
   close(ready[0]);
   close(ready[1]);
 }
