@@ -160,8 +160,9 @@ Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 lis
     if (space == spaces_.spaces().end() || !walk_budget_pages_ || run.nr == HT_WALKS_MAX) continue;
     __u64 start = std::max(residency.cursor, range.start);
     __u64 span = (range.end - start) >> HT_PAGE_SHIFT;
-    // No more is visited than is resident, and one entry for each 2 MiB.
-    __u64 cost = std::min(span, space->second.rss_pages) + (span >> 9) + 1;
+    // No more is visited than is resident (which is not known of files), and
+    // one entry for each 2 MiB.
+    __u64 cost = (range.flags & TIER_RANGE_FILE ? span : std::min(span, space->second.rss_pages)) + (span >> 9) + 1;
     if (cost > walk_budget_pages_) {
       span = std::min(span, walk_budget_pages_);
       cost = walk_budget_pages_;
