@@ -34,7 +34,7 @@ MODULE_PARM_DESC(large_pebs, "as a real PMU, pass only the last record of a batc
 static bool nmi;
 module_param(nmi, bool, 0644);
 MODULE_PARM_DESC(nmi, "drain from an NMI instead of from the timer's interrupt");
-static unsigned int period = 47;
+static unsigned int period = 37;
 module_param(period, uint, 0444);
 MODULE_PARM_DESC(period, "the lab's default period, shown in sysfs for those who open events");
 
