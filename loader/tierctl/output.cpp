@@ -47,6 +47,7 @@ int print_error(const Error& error, bool json) {
 }
 
 std::string size_text(std::uint64_t bytes) {
+  if (bytes == 0) return "0";
   constexpr std::array units{"KiB", "MiB", "GiB", "TiB"};
   double value = static_cast<double>(bytes) / 1024;
   std::size_t unit = 0;

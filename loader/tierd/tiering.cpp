@@ -85,7 +85,6 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
 
   if (auto loaded = policy.load(kRootCgroupId); !loaded) return std::unexpected(loaded.error());
   t.policy_ = std::move(policy);
-  t.load_default();
 
   auto source = choose_source(options.sampling, options.source);
   if (!source) return std::unexpected(source.error());
@@ -106,6 +105,7 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
   auto seat = Seat::take(t.policy_);
   if (!seat) return std::unexpected(seat.error());
   t.seat_.emplace(std::move(*seat));
+  t.load_default();
   t.last_epoch_ns_ = now_ns();
   return tiering;
 }

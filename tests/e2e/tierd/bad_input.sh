@@ -34,10 +34,10 @@ check_refused "no PMU" 1 'pebs' tierctl load static
 check "no PMU: nothing is left" no_trace
 stop_tierd
 
-# The same table with an empty seat and with one that is taken: neither changes.
-bad_policies() {
-	local before
-	before=$(tierctl status --json | get /scopes/0/policy)/$(status /scopes/0/generation)
+what_is_seated() { tierctl status --json >"$work/status"; echo "$(get /scopes/0/policy <"$work/status")/$(get /scopes/0/generation <"$work/status")"; }
+
+# Refused whatever the seat is.
+bad_requests() {
 	echo "this is no policy" >"$work/text"
 	head -c 700 "$BUILD/policies/static.bpf.o" >"$work/truncated.bpf.o"
 	check_refused "text file" 1 'is no policy: it is not an ELF' tierctl load "$work/text"
@@ -46,18 +46,16 @@ bad_policies() {
 	check_refused "directory" 1 'not a regular file' tierctl load /tmp
 	check_refused "BPF object that is no policy" 1 'no object of type hypertier_policy' tierctl load "$BUILD/bpf/mover.bpf.o"
 	check_refused "program beside the policy" 1 'is not a callback' tierctl load "$POLICIES/intruder.bpf.o"
-	check_refused "verifier" 1 'the verifier rejects policy rejected in rejected_classify: ' tierctl load "$POLICIES/rejected.bpf.o"
-	check_refused "ABI" 1 'built for policy ABI 2.0, but this HyperTier speaks 1' tierctl load "$POLICIES/newer_abi.bpf.o"
-	check_refused "init says no" 1 'policy refuses refuses its seat: Cannot allocate memory' tierctl load "$POLICIES/refuses.bpf.o"
 	check_refused "unknown name" 1 'no installed policy and no file called nonesuch' tierctl load nonesuch
 	check_refused "unknown file" 1 'there is no policy file /nonesuch' tierctl load /nonesuch
-	check_refused "unknown setting" 1 'policy settings has no setting big' tierctl load "$POLICIES/settings.bpf.o" --set big=1
+	local settings=$POLICIES/settings.bpf.o
+	check_refused "unknown setting" 1 'policy settings has no setting big' tierctl load "$settings" --set big=1
 	check "unknown setting: the hint lists the known ones" grep -q 'HINT: its settings are small, signed_one, large, flag' "$work/err"
-	check_refused "not a number" 1 'cannot be "many": it is a u8' tierctl load "$POLICIES/settings.bpf.o" --set small=many
-	check_refused "too large" 1 'cannot be 256: it is outside of 0..255' tierctl load "$POLICIES/settings.bpf.o" --set small=256
-	check_refused "negative" 1 'cannot be -1: it is outside of 0..255' tierctl load "$POLICIES/settings.bpf.o" --set small=-1
-	check_refused "not a truth value" 1 'cannot be "maybe": it is a bool' tierctl load "$POLICIES/settings.bpf.o" --set flag=maybe
-	check_refused "no value" 2 'is not a setting' tierctl load "$POLICIES/settings.bpf.o" --set small
+	check_refused "not a number" 1 'cannot be "many": it is a u8' tierctl load "$settings" --set small=many
+	check_refused "too large" 1 'cannot be 256: it is outside of 0..255' tierctl load "$settings" --set small=256
+	check_refused "negative" 1 'cannot be -1: it is outside of 0..255' tierctl load "$settings" --set small=-1
+	check_refused "not a truth value" 1 'cannot be "maybe": it is a bool' tierctl load "$settings" --set flag=maybe
+	check_refused "no value" 2 'is not a setting' tierctl load "$settings" --set small
 	check_refused "cgroup" 1 'per-cgroup seats are not available yet' tierctl load static --cgroup /web
 	check_refused "not root" 1 'only root may talk to tierd' setpriv --reuid 65534 --clear-groups tierctl status
 	check_refused "not root: load" 1 'only root may talk to tierd' setpriv --reuid 65534 --clear-groups tierctl load static
@@ -66,12 +64,22 @@ bad_policies() {
 	check "other protocol" grep -q 'protocol 0' <("$TOOLS/send_raw" $SOCKET 20 '{"command":"status"}')
 	check "load without a file" grep -q 'without a file' <("$TOOLS/send_raw" $SOCKET 31 '{"protocol":1,"command":"load"}')
 	check "wrong type" grep -q 'malformed' <("$TOOLS/send_raw" $SOCKET 28 '{"protocol":1,"command":[1]}')
-	check_equal "nothing changed" "$before" "$(tierctl status --json | get /scopes/0/policy)/$(status /scopes/0/generation)"
+}
+
+# Refused by the seat or on the way to it.
+bad_policies() {
+	local before
+	before=$(what_is_seated)
+	check_refused "verifier" 1 'the verifier rejects policy rejected in rejected_classify: ' tierctl load "$POLICIES/rejected.bpf.o"
+	check_refused "ABI" 1 'built for policy ABI 2.0, but this HyperTier speaks 1' tierctl load "$POLICIES/newer_abi.bpf.o"
+	check_refused "init says no" 1 'policy refuses refuses its seat: Cannot allocate memory' tierctl load "$POLICIES/refuses.bpf.o"
+	check_equal "nothing changed" "$before" "$(what_is_seated)"
 }
 
 start_tierd --fresh
 check_equal "socket mode" 600 "$(stat -c %a $SOCKET)"
 note "with an empty seat"
+bad_requests
 bad_policies
 check_equal "state" idle "$(status /scopes/0/state)"
 check "nothing is left in the kernel" no_trace
