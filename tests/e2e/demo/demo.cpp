@@ -81,7 +81,7 @@ struct Cost {
 class Stage {
  public:
   Stage(const Options& options, std::string name, pid_t pid, Child& driver, uint64_t operations)
-      : options_(options), name_(std::move(name)), pid_(pid), driver_(driver), operations_(operations) {}
+      : options_(options), name_(std::move(name)), pid_(pid), driver_(driver), meter_(pid), operations_(operations) {}
 
   void seat(const std::string& policy) {
     tierctl({"load", policy});
@@ -94,11 +94,10 @@ class Stage {
   // One stretch of work, measured.
   Sum window() {
     Sum sum;
-    Truth before = truth();
     double start = guest_seconds();
     driver_.ask("run " + std::to_string(operations_), "done");
     sum.seconds = guest_seconds() - start;
-    sum.truth = truth() - before;
+    sum.truth = meter_.take();
     sum.operations = operations_;
     record(sum);
     return sum;
@@ -188,6 +187,7 @@ class Stage {
   std::string name_;
   pid_t pid_;
   Child& driver_;
+  Meter meter_;
   uint64_t operations_;
   std::string policy_, event_;
 };

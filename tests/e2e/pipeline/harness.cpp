@@ -160,9 +160,18 @@ void Redis::stop() {
   server.wait();
 }
 
-Truth truth() {
-  json answer = run_json({"labctl", "truth", "--json"});
+Truth truth(pid_t pid) {
+  json answer = run_json({"labctl", "truth", "--pid", std::to_string(pid), "--json"});
+  // A full table of page counts would make the answer a guess.
+  if (answer.at("pages_lost_accesses") != 0) die("the lab lost page counts", "a larger table is needed in tests/lab");
   return {answer.at("fast_accesses").get<uint64_t>(), answer.at("slow_accesses").get<uint64_t>()};
+}
+
+void truth_reset() { run_json({"labctl", "truth", "--reset", "--json"}); }
+
+double best_ratio(pid_t pid, uint64_t fast_pages) {
+  return run_json({"labctl", "truth", "--pid", std::to_string(pid), "--best", std::to_string(fast_pages * 4096), "--json"})
+      .at("best_fast_hit_ratio");
 }
 
 Counters counters() {

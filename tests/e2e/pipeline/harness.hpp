@@ -68,14 +68,32 @@ struct Redis {
   void stop();  // checks that no value came back wrong
 };
 
-// Truth of the simulated memory, all processes' user code.
+// Truth of the simulated memory: a process's accesses that missed the cache.
 struct Truth {
   uint64_t fast = 0, slow = 0;
   uint64_t total() const { return fast + slow; }
   double ratio() const { return total() ? static_cast<double>(fast) / static_cast<double>(total()) : 0; }
   Truth operator-(const Truth& before) const { return {fast - before.fast, slow - before.slow}; }
 };
-Truth truth();
+Truth truth(pid_t pid);  // since truth_reset()
+void truth_reset();
+// What a process did since the last take().
+class Meter {
+ public:
+  explicit Meter(pid_t pid) : pid_(pid), last_(truth(pid)) {}
+  Truth take() {
+    Truth now = truth(pid_), seen = now - last_;
+    last_ = now;
+    return seen;
+  }
+
+ private:
+  pid_t pid_;
+  Truth last_;
+};
+// The ratio that the best placement of a process's pages could have had since
+// truth_reset() in a fast tier of so many pages, known afterwards.
+double best_ratio(pid_t pid, uint64_t fast_pages);
 
 // Counters of the root scope in `tierctl status --json`.
 struct Counters {
