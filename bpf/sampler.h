@@ -3,10 +3,17 @@
  * The range maps and the way of one sample into them. A header, so that the
  * perf_event program and the logic tests' SYSCALL program run the same code.
  *
- * A sample of a known granule costs a hash lookup and two atomic adds, three
- * for a store, and touches these cache lines: ht_control (read-mostly), this
- * CPU's statistics, hash bucket and element (read-mostly), the granule's header
- * and the page's word. Nothing here depends on the footprint.
+ * Finding a granule. ht_index, a hash, is the truth: (space, granule) -> slot.
+ * Its lookup costs more than everything else together, so ht_hints stands
+ * before it: a table of slots by a cheap function of the key, in which
+ * neighbouring granules are neighbours. A hint is never trusted: the slot's own
+ * key, in the line that is counted in anyway, must match, else the hash is asked
+ * and the hint replaced.
+ *
+ * A sample of a known granule costs two atomic adds, three for a store, and
+ * touches these cache lines: ht_control and the hint (read-mostly), the granule's
+ * header and the page's word. Nothing here depends on the footprint. What is
+ * counted is not counted again as a total: that is the sum of the granules.
  *
  * Who may be interrupted by whom. Samples come from NMI, from interrupts or from
  * the scheduler; perf runs no BPF program on a CPU where another tracing
@@ -15,17 +22,13 @@
  * tierd's deletes, and per-CPU data needs no atomics.
  *
  * Life of a slot. It is in exactly one place: the free ring, a CPU's spare
- * (below), the index, or with tierd, which has deleted its key and returns it
- * to the ring only when no sampler can hold it any more. Slots from the ring
- * are taken by one cmpxchg of a cursor that only grows, so there is no ABA.
- * When the insert of the key fails (another CPU was first, or the hash is
- * busy), the slot becomes this CPU's spare, and the CPU's next new granule
- * uses the spare instead of the ring: a CPU has at most one, and none leaks.
- *
- * A preallocated hash hands a deleted element out again at once, so a lookup
- * that races a delete may return the slot of another granule. The slot's own
- * key, in the line that is counted in anyway, tells: such a sample is dropped
- * as BUSY rather than counted for somebody else.
+ * (below), the index, or with tierd, which has deleted key and hint and returns
+ * it to the ring only when no sampler can hold it any more (slots.hpp). Slots
+ * from the ring are taken by one cmpxchg of a cursor that only grows, so there
+ * is no ABA. When the insert of the key fails (another CPU was first, or the
+ * hash is busy), the slot becomes this CPU's spare, and the CPU's next new
+ * granule uses the spare instead of the ring: a CPU has at most one, and none
+ * leaks.
  */
 #ifndef HYPERTIER_SAMPLER_H
 #define HYPERTIER_SAMPLER_H
@@ -39,13 +42,15 @@
 /* tierd sets the real size of all of them before it loads the object. */
 #define HT_GRANULES_DEFAULT 8192
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct ht_control);
-} ht_control SEC(".maps");
+/* A global, not a map of its own: its address is a constant of the program. */
+struct ht_control ht_control SEC(".data.control") __attribute__((aligned(64)));
+
+/* Slots by HT_HINT(), a power of two of them. Resized together with the mask. */
+__u32 ht_hints[HT_GRANULES_DEFAULT] SEC(".data.hints") __attribute__((aligned(64)));
+const volatile __u32 ht_hint_mask = HT_GRANULES_DEFAULT - 1;
+
+/* Neighbours of one space never meet, spaces start at scattered places. */
+#define HT_HINT(space, granule) ((__u32)(granule) + (__u32)(space) * 0x9e3779b1U)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -54,34 +59,44 @@ struct {
 	__type(value, __u32);
 } ht_index SEC(".maps");
 
-struct granules {
+/* Both sets in one map, set 0 of a slot beside set 1 of it: HT_ENTRY(). */
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, HT_GRANULES_DEFAULT);
+	__uint(max_entries, 2 * HT_GRANULES_DEFAULT);
 	__type(key, __u32);
 	__type(value, struct ht_granule);
-};
-struct granules ht_granules0 SEC(".maps");
-struct granules ht_granules1 SEC(".maps");
+} ht_granules SEC(".maps");
 
-/* Slot numbers, 8 bytes each: an ARRAY's stride in memory, whatever its value. */
-struct slots {
+/* Slots touched in the epoch, in order: entry HT_ENTRY(set, i). */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 2 * HT_GRANULES_DEFAULT);
+	__type(key, __u32);
+	__type(value, __u64); /* slot: an ARRAY strides by 8 bytes in any case */
+} ht_changed SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, HT_GRANULES_DEFAULT);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, __u64); /* slot */
+} ht_free SEC(".maps");
+
+#define HT_ENTRY(set, index) ((index) * 2 + (set))
+
+struct ht_drops {
+	__u64 dropped_total[HT_DROPS];
 };
-struct slots ht_changed0 SEC(".maps");
-struct slots ht_changed1 SEC(".maps");
-struct slots ht_free SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct ht_sampler_stats);
-} ht_stats SEC(".maps");
+	__type(value, struct ht_drops);
+} ht_drops SEC(".maps");
 
 /* Slot + 1 that this CPU took but could not insert; 0: none. */
 struct {
@@ -93,57 +108,59 @@ struct {
 
 static const __u32 ht_zero;
 
-/* A free slot, or -HT_DROP_*. */
-static __always_inline long ht_take_slot(struct ht_control *control, __u32 *spare)
+static __always_inline struct ht_granule *ht_granule(__u32 set, __u32 slot)
 {
-	__u64 head;
-	__u64 *slot;
+	__u32 entry = HT_ENTRY(set, slot);
+
+	return bpf_map_lookup_elem(&ht_granules, &entry);
+}
+
+/* A free slot, or -HT_DROP_*. */
+static __always_inline long ht_take_slot(__u32 *spare)
+{
+	__u64 head, *slot;
 	__u32 index;
 
 	if (*spare)
 		return *spare - 1;
-	head = control->free_head;
+	head = ht_control.free_head;
 	/* x86 keeps loads in order: entries below free_tail are written */
-	if (head >= *(volatile __u64 *)&control->free_tail)
+	if (head >= *(volatile __u64 *)&ht_control.free_tail)
 		return -HT_DROP_FULL;
-	index = head & (control->capacity - 1);
+	index = head & (ht_control.capacity - 1);
 	slot = bpf_map_lookup_elem(&ht_free, &index);
 	if (!slot)
 		return -HT_DROP_FULL;
 	/* the entry may be reused as soon as the cursor has passed it: read first */
 	index = *(volatile __u64 *)slot;
-	if (__sync_val_compare_and_swap(&control->free_head, head, head + 1) != head)
+	if (__sync_val_compare_and_swap(&ht_control.free_head, head, head + 1) != head)
 		return -HT_DROP_BUSY;
 	return index;
 }
 
 /* The first sample of a granule. Its slot, or -HT_DROP_*. */
-static __noinline long ht_new_granule(struct ht_granule_key *key)
+static __always_inline long ht_new_granule(struct ht_granule_key *key)
 {
-	struct ht_control *control = bpf_map_lookup_elem(&ht_control, &ht_zero);
 	__u32 *spare = bpf_map_lookup_elem(&ht_spare, &ht_zero);
 	struct ht_granule *granule;
-	__u32 slot, *found;
+	__u32 slot, set, *found;
 	long taken, err;
 
-	if (!control || !spare || !key)
+	if (!spare)
 		return -HT_DROP_BUSY;
-	taken = ht_take_slot(control, spare);
+	taken = ht_take_slot(spare);
 	if (taken < 0)
 		return taken;
 	slot = taken;
 
 	/* the key is in place before the index shows the slot to anybody */
-	granule = bpf_map_lookup_elem(&ht_granules0, &slot);
-	if (!granule)
-		return -HT_DROP_FULL;
-	granule->space = key->space;
-	granule->granule = key->granule;
-	granule = bpf_map_lookup_elem(&ht_granules1, &slot);
-	if (!granule)
-		return -HT_DROP_FULL;
-	granule->space = key->space;
-	granule->granule = key->granule;
+	for (set = 0; set < 2; set++) {
+		granule = ht_granule(set, slot);
+		if (!granule)
+			return -HT_DROP_FULL;
+		granule->granule = key->granule;
+		granule->space = key->space;
+	}
 
 	err = bpf_map_update_elem(&ht_index, key, &slot, BPF_NOEXIST);
 	if (!err) {
@@ -159,71 +176,84 @@ static __noinline long ht_new_granule(struct ht_granule_key *key)
 	return -HT_DROP_BUSY;
 }
 
-static __always_inline int ht_drop(struct ht_sampler_stats *stats, enum ht_drop reason)
+/* Asks the index, where the hint was wrong. A slot, or -HT_DROP_*. */
+static __noinline long ht_find(__u64 space, __u64 granule)
 {
-	stats->dropped_total[reason]++;
-	return 0;
+	struct ht_granule_key key = { .space = space, .granule = granule };
+	__u32 *found = bpf_map_lookup_elem(&ht_index, &key);
+	long slot = found ? *found : ht_new_granule(&key);
+
+	if (slot >= 0)
+		ht_hints[HT_HINT(space, granule) & ht_hint_mask] = slot;
+	return slot;
+}
+
+static __always_inline bool ht_holds(struct ht_granule *granule, __u64 space, __u64 number)
+{
+	return granule && granule->granule == number && granule->space == space;
 }
 
 /* Counts one sample; the return value says whether it was (tests). */
 static __always_inline int ht_count(__u64 space, __u64 address, bool store)
 {
-	struct ht_control *control = bpf_map_lookup_elem(&ht_control, &ht_zero);
-	struct ht_sampler_stats *stats;
-	struct ht_granule_key key;
 	struct ht_granule *granule;
-	__u32 slot, page, set, index, *found;
-	__u64 *entry;
+	struct ht_drops *drops;
+	__u64 number, *entry;
+	__u32 set, slot, index;
+	enum ht_drop reason;
 
-	if (!control || !control->enabled)
+	if (!ht_control.enabled)
 		return 0;
-	stats = bpf_map_lookup_elem(&ht_stats, &ht_zero);
-	if (!stats)
-		return 0;
-	stats->samples_total++;
+	reason = HT_DROP_NO_ADDRESS;
 	if (!address)
-		return ht_drop(stats, HT_DROP_NO_ADDRESS);
-	if ((__s64)address < 0)
-		return ht_drop(stats, HT_DROP_KERNEL_ADDRESS);
-	if (!space)
-		return ht_drop(stats, HT_DROP_NO_SPACE);
+		goto drop;
+	number = address >> HT_GRANULE_SHIFT;
+	set = *(volatile __u32 *)&ht_control.active & 1;
+	slot = *(volatile __u32 *)&ht_hints[HT_HINT(space, number) & ht_hint_mask];
+	granule = ht_granule(set, slot);
+	/* no granule is held by space 0, nor lies in the kernel's half */
+	if (!ht_holds(granule, space, number)) {
+		long found;
 
-	key.space = space;
-	key.granule = address >> HT_GRANULE_SHIFT;
-	found = bpf_map_lookup_elem(&ht_index, &key);
-	if (found) {
-		slot = *found;
-	} else {
-		long made = ht_new_granule(&key);
-
-		if (made < 0) {
-			/* -HT_DROP_BUSY or -HT_DROP_FULL */
-			return ht_drop(stats, made == -HT_DROP_FULL ? HT_DROP_FULL : HT_DROP_BUSY);
-		}
-		slot = made;
+		reason = HT_DROP_KERNEL_ADDRESS;
+		if ((__s64)address < 0)
+			goto drop;
+		reason = HT_DROP_NO_SPACE;
+		if (!space)
+			goto drop;
+		found = ht_find(space, number);
+		reason = found == -HT_DROP_FULL ? HT_DROP_FULL : HT_DROP_BUSY;
+		if (found < 0)
+			goto drop;
+		slot = found;
+		granule = ht_granule(set, slot);
+		/*
+		 * The hash hands a deleted element out again at once: a lookup that
+		 * races a delete may return the slot of another granule.
+		 */
+		if (!ht_holds(granule, space, number))
+			goto drop;
 	}
 
-	set = *(volatile __u32 *)&control->active & 1;
-	if (set)
-		granule = bpf_map_lookup_elem(&ht_granules1, &slot);
-	else
-		granule = bpf_map_lookup_elem(&ht_granules0, &slot);
-	if (!granule || granule->space != key.space || granule->granule != key.granule)
-		return ht_drop(stats, HT_DROP_BUSY);
-
-	page = (address >> HT_PAGE_SHIFT) & (HT_GRANULE_PAGES - 1);
-	__sync_fetch_and_add(&granule->pages[page / 2], page & 1 ? 1 << 16 : 1);
+	index = (address >> HT_PAGE_SHIFT) & (HT_GRANULE_PAGES - 1);
+	__sync_fetch_and_add(&granule->pages[index / 2], 1U << (index % 2 * 16));
 	if (store)
 		__sync_fetch_and_add(&granule->stores, 1);
 	if (__sync_fetch_and_add(&granule->samples, 1))
 		return 1;
 
 	/* the first one of this epoch: nobody else saw 0, so it is listed once */
-	index = __sync_fetch_and_add(&control->changed[set], 1);
-	entry = set ? bpf_map_lookup_elem(&ht_changed1, &index) : bpf_map_lookup_elem(&ht_changed0, &index);
+	index = __sync_fetch_and_add(&ht_control.changed[set], 1);
+	index = HT_ENTRY(set, index);
+	entry = bpf_map_lookup_elem(&ht_changed, &index);
 	if (entry)
 		*entry = slot;
 	return 1;
+drop:
+	drops = bpf_map_lookup_elem(&ht_drops, &ht_zero);
+	if (drops)
+		drops->dropped_total[reason]++;
+	return 0;
 }
 
 #endif /* HYPERTIER_SAMPLER_H */

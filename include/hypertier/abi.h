@@ -80,17 +80,17 @@ enum ht_drop {
 	HT_DROPS,
 };
 
-/* Per-CPU counters of the sampler; monotonic. */
+/* The sampler in numbers, all CPUs together; monotonic. */
 struct ht_sampler_stats {
-	__u64 samples_total;	/* samples seen, dropped ones included */
+	__u64 samples_total;	/* counted (as drained) and dropped */
 	__u64 dropped_total[HT_DROPS];
 };
 
 /*
  * Shared by sampler and tierd (mmap). Granule slots stay with their key while
  * the granule lives; counts exist twice (set 0 and 1), so that tierd folds one
- * set while the sampler fills the other. changed[set] lists the slots touched
- * in this epoch. Free slots come from a ring that only tierd fills.
+ * set while the sampler fills the other. ht_changed lists the slots touched in
+ * this epoch. Free slots come from a ring that only tierd fills.
  */
 struct ht_control {
 	/* read by every sample */
@@ -99,7 +99,7 @@ struct ht_control {
 	__u32 capacity;		/* slots, = size of every ring and set */
 	__u32 _pad0[13];
 	/* written on the first touch of a granule only */
-	__u32 changed[2];	/* entries used in ht_changed<set> */
+	__u32 changed[2];	/* entries used in ht_changed, by set */
 	__u32 _pad1[14];
 	__u64 free_head;	/* next free-ring entry to take (sampler) */
 	__u64 free_tail;	/* one past the last filled (tierd) */

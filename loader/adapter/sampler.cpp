@@ -9,11 +9,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <charconv>
 #include <cstring>
-#include <set>
 
 #include "sampler.skel.h"
 
@@ -40,6 +40,13 @@ int membarrier_global() {
   return static_cast<int>(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
 }
 
+constexpr std::uint32_t kHintsMin = 8192;  // as many as the BPF object declares
+
+// HT_HINT() of bpf/sampler.h.
+__u32 hint_of(const ht_granule_key& key) {
+  return static_cast<__u32>(key.granule) + static_cast<__u32>(key.space) * 0x9e3779b1U;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
@@ -56,27 +63,37 @@ Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
   sampler->skeleton_ = sampler_bpf__open();
   if (!sampler->skeleton_) return messages.fail("cannot open the sampler's BPF object", errno);
   auto& maps = sampler->skeleton_->maps;
-  for (auto* map : {maps.ht_index, maps.ht_granules0, maps.ht_granules1, maps.ht_changed0, maps.ht_changed1,
-                    maps.ht_free})
-    bpf_map__set_max_entries(map, capacity);
+  // Twice as many hints as granules: several address spaces seldom meet.
+  std::uint32_t hints = std::max(2 * capacity, kHintsMin);
+  sampler->hint_mask_ = hints - 1;
+  if (int err = bpf_map__set_value_size(maps.data_hints, hints * sizeof(__u32)); err < 0)
+    return messages.fail("cannot size the sampler's hints", -err);
+  sampler->skeleton_->rodata->ht_hint_mask = sampler->hint_mask_;
+  bpf_map__set_max_entries(maps.ht_index, capacity);
+  bpf_map__set_max_entries(maps.ht_granules, 2 * capacity);
+  bpf_map__set_max_entries(maps.ht_changed, 2 * capacity);
+  bpf_map__set_max_entries(maps.ht_free, capacity);
   if (sampler_bpf__load(sampler->skeleton_))
     return messages.fail("cannot load the sampler with " + std::to_string(capacity) + " granules", errno,
                          errno == ENOMEM ? "fewer granules need less memory: tierd --granules" : "");
 
   for (auto [mapped, map] :
-       {std::pair(&sampler->control_, maps.ht_control), std::pair(&sampler->granules_[0], maps.ht_granules0),
-        std::pair(&sampler->granules_[1], maps.ht_granules1), std::pair(&sampler->changed_[0], maps.ht_changed0),
-        std::pair(&sampler->changed_[1], maps.ht_changed1), std::pair(&sampler->free_, maps.ht_free)}) {
+       {std::pair(&sampler->granules_, maps.ht_granules), std::pair(&sampler->changed_, maps.ht_changed),
+        std::pair(&sampler->free_, maps.ht_free)}) {
     auto result = MappedMap::map(map);
     if (!result) return std::unexpected(result.error());
     *mapped = std::move(*result);
   }
-  auto* control = sampler->control_.as<ht_control>();
+  auto* control = &sampler->control();
   control->capacity = capacity;
   for (std::uint32_t slot = 0; slot < capacity; ++slot) sampler->free_.as<__u64>()[slot] = slot;
   store<__u64>(control->free_tail, capacity);
+  // hints are 0 at first: the one slot that no sample may take for its own
+  for (int set : {0, 1}) sampler->granules_.as<ht_granule>()[set].granule = ~0ULL;
   return sampler;
 }
+
+ht_control& Sampler::control() const { return skeleton_->data_control->ht_control; }
 
 Sampler::~Sampler() {
   cpus_.clear();  // before the program they are attached to
@@ -140,7 +157,7 @@ Result<> Sampler::start(const ChosenSource& source) {
     return attached;
   }
   run_time_ = Fd(bpf_enable_stats(BPF_STATS_RUN_TIME));
-  store<__u32>(control_.as<ht_control>()->enabled, 1);
+  store<__u32>(control().enabled, 1);
   running_ = true;
   return {};
 }
@@ -148,13 +165,13 @@ Result<> Sampler::start(const ChosenSource& source) {
 void Sampler::stop() {
   if (!running_) return;
   running_ = false;
-  store<__u32>(control_.as<ht_control>()->enabled, 0);
+  store<__u32>(control().enabled, 0);
   cpus_.clear();
   uevents_.reset();
   run_time_.reset();
-  // one drain finds the last granules, the other three carry a slot back to the
+  // the first drain finds the last granules, the others carry a slot back to the
   // ring; nothing is left for the next start
-  for (int drains = 0; drains < 4; ++drains) {
+  for (int drains = 0; drains < 5; ++drains) {
     slots_.forget_all();
     (void)drain([](const ht_granule&) {});
   }
@@ -188,7 +205,9 @@ void Sampler::follow_hotplug() {
   if (changed) (void)attach_new_cpus(false);
 }
 
-Result<> Sampler::delete_keys(std::vector<ht_granule_key> keys) {
+Result<> Sampler::delete_keys(const std::vector<Slots::Leaving>& leaving) {
+  std::vector<ht_granule_key> keys;
+  for (const auto& gone : leaving) keys.push_back(gone.key);
   int index = bpf_map__fd(skeleton_->maps.ht_index);
   // a batch stops at a key that is not there; that one is gone as wanted
   for (std::size_t at = 0; at < keys.size();) {
@@ -200,11 +219,23 @@ Result<> Sampler::delete_keys(std::vector<ht_granule_key> keys) {
   return {};
 }
 
+void Sampler::clear_hints(const std::vector<Slots::Leaving>& leaving) {
+  auto* hints = skeleton_->data_hints->ht_hints;
+  for (const auto& gone : leaving) {
+    __u32& hint = hints[hint_of(gone.key) & hint_mask_];
+    // 0 is as good as any: a hint is checked against the slot's own key
+    __u32 expected = gone.slot;
+    std::atomic_ref(hint).compare_exchange_strong(expected, 0);
+  }
+}
+
 Result<> Sampler::drain(const std::function<void(const ht_granule&)>& fold) {
   follow_hotplug();
-  if (auto deleted = delete_keys(slots_.begin_drain()); !deleted) return deleted;
+  auto leaving = slots_.begin_drain();
+  if (auto deleted = delete_keys(leaving); !deleted) return deleted;
+  clear_hints(leaving);
 
-  auto* control = control_.as<ht_control>();
+  auto* control = &this->control();
   __u32 set = load(control->active);
   store(control->active, set ^ 1);
   if (membarrier_global() < 0) {
@@ -212,15 +243,17 @@ Result<> Sampler::drain(const std::function<void(const ht_granule&)>& fold) {
     store(control->active, set);
     return fail_errno("cannot wait for the samplers of the last epoch", err);
   }
+  clear_hints(leaving);
 
-  auto* granules = granules_[set].as<ht_granule>();
-  const auto* changed = changed_[set].as<__u64>();
+  auto* granules = granules_.as<ht_granule>();
+  const auto* changed = changed_.as<__u64>();
   __u32 count = std::min(load(control->changed[set]), control->capacity);
   for (__u32 i = 0; i < count; ++i) {
-    auto slot = static_cast<__u32>(changed[i] & (control->capacity - 1));
-    ht_granule& granule = granules[slot];
+    auto slot = static_cast<__u32>(changed[2 * i + set] & (control->capacity - 1));
+    ht_granule& granule = granules[2 * slot + set];
     slots_.seen(slot, granule.space, granule.granule);
     fold(granule);
+    counted_total_ += granule.samples;
     granule.samples = 0;
     granule.stores = 0;
     std::memset(granule.pages, 0, sizeof(granule.pages));
@@ -235,12 +268,15 @@ Result<> Sampler::drain(const std::function<void(const ht_granule&)>& fold) {
 
 ht_sampler_stats Sampler::stats() {
   ht_sampler_stats sum{};
-  std::vector<ht_sampler_stats> cpus(libbpf_num_possible_cpus());
+  std::vector<std::array<__u64, HT_DROPS>> cpus(libbpf_num_possible_cpus());
   __u32 key = 0;
-  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.ht_stats), &key, cpus.data()) < 0) return sum;
-  for (const auto& cpu : cpus) {
-    sum.samples_total += cpu.samples_total;
-    for (int reason = 0; reason < HT_DROPS; ++reason) sum.dropped_total[reason] += cpu.dropped_total[reason];
+  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.ht_drops), &key, cpus.data()) < 0) return sum;
+  sum.samples_total = counted_total_;
+  for (const auto& dropped : cpus) {
+    for (int reason = 0; reason < HT_DROPS; ++reason) {
+      sum.dropped_total[reason] += dropped[reason];
+      sum.samples_total += dropped[reason];
+    }
   }
   return sum;
 }
@@ -253,7 +289,7 @@ SamplerCost Sampler::cost() const {
 }
 
 GranuleUse Sampler::granules() const {
-  auto* control = control_.as<ht_control>();
+  auto* control = &this->control();
   return {static_cast<std::uint32_t>(control->capacity - (load(control->free_tail) - load(control->free_head))),
           control->capacity};
 }
@@ -261,9 +297,11 @@ GranuleUse Sampler::granules() const {
 Result<> Sampler::pin(const std::filesystem::path& dir) {
   auto& maps = skeleton_->maps;
   LibbpfMessages messages;
-  for (auto* map : {maps.ht_control, maps.ht_index, maps.ht_granules0, maps.ht_granules1, maps.ht_changed0,
-                    maps.ht_changed1, maps.ht_free, maps.ht_stats}) {
-    std::filesystem::path file = dir / bpf_map__name(map);
+  for (auto [name, map] : {std::pair("ht_control", maps.data_control), std::pair("ht_hints", maps.data_hints),
+                           std::pair("ht_index", maps.ht_index), std::pair("ht_granules", maps.ht_granules),
+                           std::pair("ht_changed", maps.ht_changed), std::pair("ht_free", maps.ht_free),
+                           std::pair("ht_drops", maps.ht_drops)}) {
+    std::filesystem::path file = dir / name;
     if (int err = bpf_map__pin(map, file.c_str()); err < 0)
       return messages.fail("cannot pin " + file.string(), -err, "is the BPF file system mounted at /sys/fs/bpf?");
   }

@@ -53,10 +53,14 @@ class Sampler : public SampleSource {
   Result<Attached> attach(const SourceEvent& event, int cpu);
   void follow_hotplug();
   Result<> attach_new_cpus(bool all_or_error);
-  Result<> delete_keys(std::vector<ht_granule_key> keys);
+  ht_control& control() const;
+  Result<> delete_keys(const std::vector<Slots::Leaving>& leaving);
+  void clear_hints(const std::vector<Slots::Leaving>& leaving);
 
   sampler_bpf* skeleton_ = nullptr;
-  MappedMap control_, granules_[2], changed_[2], free_;
+  std::uint32_t hint_mask_ = 0;
+  std::uint64_t counted_total_ = 0;  // samples drained
+  MappedMap granules_, changed_, free_;
   Slots slots_;
   std::vector<SourceEvent> events_;
   std::map<int, std::vector<Attached>> cpus_;

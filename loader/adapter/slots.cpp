@@ -40,18 +40,14 @@ void Slots::forget_all() {
   granules_.clear();
 }
 
-std::vector<ht_granule_key> Slots::begin_drain() {
-  std::vector<ht_granule_key> keys;
-  for (const auto& leaving : std::exchange(forgotten_, {})) {
-    keys.push_back(leaving.key);
-    deleted_.push_back(leaving.slot);
-  }
-  return keys;
+std::vector<Slots::Leaving> Slots::begin_drain() {
+  for (const auto& leaving : forgotten_) deleted_[0].push_back(leaving.slot);
+  return std::exchange(forgotten_, {});
 }
 
 std::vector<std::uint32_t> Slots::end_drain() {
   for (auto space = gone_.begin(); space != gone_.end();) space = --space->second ? std::next(space) : gone_.erase(space);
-  auto free = std::exchange(previous_, std::exchange(deleted_, {}));
+  auto free = std::exchange(deleted_[2], std::exchange(deleted_[1], std::exchange(deleted_[0], {})));
   for (auto slot : free) known_[slot] = false;
   return free;
 }

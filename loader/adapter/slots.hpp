@@ -3,13 +3,15 @@
 // hold what, and when a forgotten one may be taken again. Pure.
 //
 // A forgotten granule leaves in steps, one drain apart each:
-//   1 its key is deleted from the index, before the sets flip. A sampler that
-//     found the slot just before may still count in either set;
-//   2 the grace period of that drain ends the last of them. The old set is
-//     clean then, the new one may hold a late count;
-//   3 the next drain cleans the new set too: the slot goes back to the ring.
+//   1 its key is deleted from the index, and its hint, before the sets flip.
+//     A sampler that looked just before may still count in either set, and set
+//     the hint again: so that is cleared once more after the grace period;
+//   2 a sampler that read that late hint is waited for by the second drain. It
+//     may have counted in the set that this drain does not clean;
+//   3 the third drain cleans that one too: the slot goes back to the ring.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <unordered_map>
@@ -30,17 +32,16 @@ class Slots {
   void forget(std::uint64_t space, std::uint64_t start, std::uint64_t end);
   void forget_all();
 
-  // Start of a drain: the keys to delete from the index now.
-  std::vector<ht_granule_key> begin_drain();
-  // End of a drain: the slots that may be taken again.
-  std::vector<std::uint32_t> end_drain();
-
- private:
   struct Leaving {
     std::uint32_t slot;
     ht_granule_key key;
   };
+  // Start of a drain: whose keys are to be deleted now.
+  std::vector<Leaving> begin_drain();
+  // End of a drain: the slots that may be taken again.
+  std::vector<std::uint32_t> end_drain();
 
+ private:
   void leave(std::uint32_t slot, std::uint64_t space, std::uint64_t granule);
 
   std::vector<bool> known_;  // by slot: in granules_ or leaving
@@ -50,8 +51,7 @@ class Slots {
   // never used again.
   std::unordered_map<std::uint64_t, int> gone_;
   std::vector<Leaving> forgotten_;
-  std::vector<std::uint32_t> deleted_;   // before the flip of this drain
-  std::vector<std::uint32_t> previous_;  // before the flip of the drain before
+  std::array<std::vector<std::uint32_t>, 3> deleted_;  // in this drain, and in the two before
 };
 
 }  // namespace hypertier
