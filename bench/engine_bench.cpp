@@ -19,7 +19,7 @@ struct Cut : Rig {
     start(10, kSpace);
     machine.classify = [](tier_range& r, const tier_scope&) { r.action = TIER_SPLIT; };
     while (run().scope.ranges < ranges) continue;
-    machine.use_hyperplace();
+    machine.classify = [](tier_range& r, const tier_scope&) { r.heat = r.samples; };
   }
   static EngineSettings limits(__u32 ranges) {
     EngineSettings settings;
