@@ -11,8 +11,6 @@ char LICENSE[] SEC("license") = "GPL";
 
 extern void *bpf_cast_to_kern_ctx(void *obj) __ksym;
 
-#define HT_MEM_OP_STORE 0x04 /* PERF_MEM_OP_STORE */
-
 SEC("perf_event")
 int ht_sample(struct bpf_perf_event_data *ctx)
 {
@@ -21,6 +19,6 @@ int ht_sample(struct bpf_perf_event_data *ctx)
 
 	/* an mm of NULL reads as 0: a kernel thread has no space */
 	ht_count(task->mm->context.ctx_id, ctx->addr,
-		 event->data->data_src.val & HT_MEM_OP_STORE);
+		 &event->data->data_src.val);
 	return 0;
 }

@@ -38,6 +38,7 @@
 #include <hypertier/abi.h>
 
 #define HT_EEXIST 17
+#define HT_MEM_OP_STORE 0x04 /* PERF_MEM_OP_STORE, of data_src */
 
 /* tierd sets the real size of all of them before it loads the object. */
 #define HT_GRANULES_DEFAULT 8192
@@ -86,6 +87,8 @@ struct {
 } ht_free SEC(".maps");
 
 #define HT_ENTRY(set, index) ((index) * 2 + (set))
+#define HT_ENTRY_SET(entry) ((entry) & 1)
+#define HT_ENTRY_INDEX(entry) ((entry) / 2)
 
 struct ht_drops {
 	__u64 dropped_total[HT_DROPS];
@@ -193,14 +196,17 @@ static __always_inline bool ht_holds(struct ht_granule *granule, __u64 space, __
 	return granule && granule->granule == number && granule->space == space;
 }
 
-/* Counts one sample; the return value says whether it was (tests). */
-static __always_inline int ht_count(__u64 space, __u64 address, bool store)
+/*
+ * Counts one sample; the return value says whether it was (tests). data_src is
+ * perf's, read only where it is needed.
+ */
+static __always_inline int ht_count(__u64 space, __u64 address, const __u64 *data_src)
 {
 	struct ht_granule *granule;
 	struct ht_drops *drops;
-	__u64 number, *entry;
-	__u32 set, slot, index;
+	__u32 set, slot, word;
 	enum ht_drop reason;
+	__u64 number;
 
 	if (!ht_control.enabled)
 		return 0;
@@ -208,7 +214,7 @@ static __always_inline int ht_count(__u64 space, __u64 address, bool store)
 	if (!address)
 		goto drop;
 	number = address >> HT_GRANULE_SHIFT;
-	set = *(volatile __u32 *)&ht_control.active & 1;
+	set = *(volatile __u32 *)&ht_control.active;
 	slot = *(volatile __u32 *)&ht_hints[HT_HINT(space, number) & ht_hint_mask];
 	granule = ht_granule(set, slot);
 	/* no granule is held by space 0, nor lies in the kernel's half */
@@ -225,8 +231,7 @@ static __always_inline int ht_count(__u64 space, __u64 address, bool store)
 		reason = found == -HT_DROP_FULL ? HT_DROP_FULL : HT_DROP_BUSY;
 		if (found < 0)
 			goto drop;
-		slot = found;
-		granule = ht_granule(set, slot);
+		granule = ht_granule(ht_control.active, found);
 		/*
 		 * The hash hands a deleted element out again at once: a lookup that
 		 * races a delete may return the slot of another granule.
@@ -235,19 +240,21 @@ static __always_inline int ht_count(__u64 space, __u64 address, bool store)
 			goto drop;
 	}
 
-	index = (address >> HT_PAGE_SHIFT) & (HT_GRANULE_PAGES - 1);
-	__sync_fetch_and_add(&granule->pages[index / 2], 1U << (index % 2 * 16));
-	if (store)
+	word = (address >> (HT_PAGE_SHIFT + 1)) & (HT_GRANULE_PAGES / 2 - 1);
+	__sync_fetch_and_add(&granule->pages[word], 1U << (address >> (HT_PAGE_SHIFT - 4) & 16));
+	if (*data_src & HT_MEM_OP_STORE)
 		__sync_fetch_and_add(&granule->stores, 1);
-	if (__sync_fetch_and_add(&granule->samples, 1))
-		return 1;
+	if (!__sync_fetch_and_add(&granule->samples, 1)) {
+		/* the first one of this epoch: nobody else saw 0, so it is listed once */
+		__u32 entry = granule->entry;
+		__u32 at = HT_ENTRY_SET(entry);
+		__u64 *listed;
 
-	/* the first one of this epoch: nobody else saw 0, so it is listed once */
-	index = __sync_fetch_and_add(&ht_control.changed[set], 1);
-	index = HT_ENTRY(set, index);
-	entry = bpf_map_lookup_elem(&ht_changed, &index);
-	if (entry)
-		*entry = slot;
+		at = HT_ENTRY(at, __sync_fetch_and_add(&ht_control.changed[at], 1));
+		listed = bpf_map_lookup_elem(&ht_changed, &at);
+		if (listed)
+			*listed = HT_ENTRY_INDEX(entry);
+	}
 	return 1;
 drop:
 	drops = bpf_map_lookup_elem(&ht_drops, &ht_zero);

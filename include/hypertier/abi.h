@@ -58,7 +58,8 @@ struct ht_granule {
 	__u32 samples;
 	__u32 stores;
 	__u32 pages[HT_GRANULE_PAGES / 2];
-	__u64 _pad[5];	/* whole cache lines: a header never straddles two */
+	__u32 entry;	/* its own place in ht_granules, by set and slot */
+	__u32 _pad[9];	/* whole cache lines: a header never straddles two */
 };
 
 /*

@@ -88,8 +88,10 @@ Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
   control->capacity = capacity;
   for (std::uint32_t slot = 0; slot < capacity; ++slot) sampler->free_.as<__u64>()[slot] = slot;
   store<__u64>(control->free_tail, capacity);
+  auto* entries = sampler->granules_.as<ht_granule>();
+  for (std::uint32_t entry = 0; entry < 2 * capacity; ++entry) entries[entry].entry = entry;
   // hints are 0 at first: the one slot that no sample may take for its own
-  for (int set : {0, 1}) sampler->granules_.as<ht_granule>()[set].granule = ~0ULL;
+  for (int set : {0, 1}) entries[set].granule = ~0ULL;
   return sampler;
 }
 

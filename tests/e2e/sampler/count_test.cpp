@@ -42,6 +42,7 @@ class Count : public testing::Test {
     control->enabled = 1;
     control->capacity = kCapacity;
     control->free_tail = kCapacity;
+    for (std::uint32_t entry = 0; entry < 2 * kCapacity; ++entry) granules.as<ht_granule>()[entry].entry = entry;
     for (int set : {0, 1}) granules.as<ht_granule>()[set].granule = ~0ULL;
     for (std::uint32_t slot = 0; slot < kCapacity; ++slot) free_ring.as<__u64>()[slot] = kCapacity - 1 - slot;
   }

@@ -18,7 +18,9 @@ struct ht_test_sample {
 SEC("syscall")
 int sample_once(struct ht_test_sample *sample)
 {
-	sample->counted = ht_count(sample->space, sample->address, sample->store);
+	__u64 data_src = sample->store ? HT_MEM_OP_STORE : 0;
+
+	sample->counted = ht_count(sample->space, sample->address, &data_src);
 	return 0;
 }
 
