@@ -7,7 +7,7 @@
 kills=$2
 RANDOM=${3:-1}
 objects_before=$(bpf_objects)
-start_busy 64
+start_busy 64 200
 
 numa_is() { [ "$(cat $NUMA)" = "$1" ]; }
 only_pins() { # nothing but pinned maps of ours is left in the kernel

@@ -87,8 +87,8 @@ no_trace() { [ "$(bpf_objects)" = "$objects_before" ] && [ ! -e $PINS ]; }
 at_least_epoch() { [ "$(counter epochs_total)" -ge "$1" ]; }
 module_unloads() { rmmod hypertier 2>/dev/null; }
 
-start_busy() { # MIB
-	"$TOOLS/busy" "$1" "$work/passes" &
+start_busy() { # MIB PAUSE_MS
+	"$TOOLS/busy" "$1" "$work/passes" "$2" &
 	busy_pid=$!
 	wait_until 60 busy_ready
 }

@@ -11,7 +11,7 @@ insmod "$MODULE"
 start_tierd --fresh
 check "load" tierctl load hyperplace
 objects_seated=$(bpf_objects)
-start_busy 128
+start_busy 128 20
 wait_until 30 at_least_epoch 2 || fail_check "no epoch ended"
 epochs_before=$(counter epochs_total)
 samples_before=$(status /sampler_samples_total)
