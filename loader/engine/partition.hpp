@@ -22,6 +22,9 @@ struct Residency {
   __u64 cursor = 0;        // where the unfinished walk goes on; 0: at the start
   __u64 partial_pages[HT_TIERS] = {0, 0};
   __u64 partial_huge_pages = 0;
+  // The policy refused all of its pages: they are not offered again before then.
+  __u64 held_until_epoch = 0;
+  __u32 hold_epochs = 0;
 
   bool known() const { return tier_pages[HT_TIER_FAST] != HT_UNKNOWN64; }
   __u64 pages() const { return tier_pages[HT_TIER_FAST] + tier_pages[HT_TIER_SLOW]; }

@@ -16,6 +16,8 @@ constexpr __u64 kOverplan = 4;
 constexpr std::size_t kWalkBatch = 512;
 // Walk runs per epoch and direction.
 constexpr int kWalkRounds = 8;
+// Longest time for which refused pages are not offered again, epochs.
+constexpr __u32 kHoldMax = 8;
 
 __u64 bound_pages(const tier_range& range, const Residency& residency) {
   return residency.known() ? residency.pages() : range.mapped_pages;
@@ -42,6 +44,7 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
   budget_pages_ = std::max(settings_.max_move_min_pages,
                            static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
   walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
+  withheld_pages_ -= (withheld_pages_ + 127) / 128;
 
   report.scope = {};
   report.scope.cgroup_id = cgroup_id_;
@@ -75,11 +78,12 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
     if (ranked_.empty() || !ranges_[ranked_.front()].heat) {
       report.decision = Decision::kNoHeat;
     } else if (hot_.empty()) {
-      report.decision = Decision::kAllHotFast;
+      report.decision = any_held_ ? Decision::kAllRefused : Decision::kAllHotFast;
     } else {
       walk_budget_pages_ += settings_.max_walk_pages / 2;
       if (auto done = select_cold(report); !done) return done;
       auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
+      reserve = std::max(reserve, withheld_pages_);
       __u64 room = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
       std::vector<PlanEntry> plan = make_plan(hot_, cold_, ranges_, room, input.slow_free_pages);
       report.decision = Decision::kNothingColder;
@@ -221,13 +225,15 @@ Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
   __u64 wanted = 0;
   bool full = false;
   cut_ = 0;
+  any_held_ = false;
   auto hot = [&](std::size_t rank) { return rank < ranked_.size() && ranges_[ranked_[rank]].heat > 0; };
   for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
     std::vector<std::size_t> batch;
     std::size_t end = cut_;
     for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < kWalkBatch; ++end) {
       const Residency& residency = partition_->residency(ranked_[end]);
-      if (!fresh(residency) || residency.tier_pages[HT_TIER_SLOW]) batch.push_back(end);
+      bool wanted_now = held(residency) ? !residency.known() : !fresh(residency) || residency.tier_pages[HT_TIER_SLOW];
+      if (wanted_now) batch.push_back(end);
       bound += bound_pages(ranges_[ranked_[end]], residency);
     }
     if (end == cut_) break;
@@ -245,13 +251,14 @@ Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
         fits = resident + fast < capacity ? capacity - resident - fast : 0;
       }
       for (; page != listed.end() && page->range == index; ++page) {
-        if (page->pages() > fits || wanted >= want) continue;
+        if (page->pages() > fits || wanted >= want || held(residency)) continue;
         fits -= page->pages();
         wanted += page->pages();
         hot_.push_back(*page);
       }
       resident += std::min(pages, capacity - resident);
       if (residency.known()) report.hot_slow_pages += residency.tier_pages[HT_TIER_SLOW];
+      any_held_ |= held(residency);
       report.cut_heat = ranges_[index].heat;
       ++report.ranges_visited;
     }
@@ -330,6 +337,13 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
     if (input.policy_failed) input.policy_failed(run);
     return false;
   }
+  std::unordered_map<__u32, bool> taken;  // by hot range: is any of it admitted?
+  for (const PlanEntry& entry : plan) taken[entry.hot_range] |= pairs[groups.find(key(entry))->second].admitted != 0;
+  for (auto [range, any] : taken) {
+    Residency& residency = partition_->residency(range);
+    residency.hold_epochs = any ? 0 : std::clamp(2 * residency.hold_epochs, 1u, kHoldMax);
+    residency.held_until_epoch = epoch_ + 1 + residency.hold_epochs;
+  }
   std::erase_if(plan, [&](const PlanEntry& entry) {
     if (pairs[groups.find(key(entry))->second].admitted) return false;
     report.refused_pages += entry.hot_pages();
@@ -397,6 +411,8 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
         (pair.hot_result == HT_MOVE_DONE ? hot.promoted_pages : hot.failed_pages) +=
             static_cast<__u32>(entry.hot_pages());
         partition_->residency(entry.hot_range).moved = true;
+        if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY)
+          withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
       }
       if (entry.cold) {
         tier_result& cold = result(entry.cold_range);

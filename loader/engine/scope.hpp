@@ -28,8 +28,6 @@ class Scope {
   std::span<const tier_range> last() const { return last_; }
 
  private:
-  enum class Use { kSkip, kList };
-
   [[nodiscard]] Result<bool> classify(const EpochInput& input, EpochReport& report);
   void rank();
   [[nodiscard]] Result<> select_hot(const EpochInput& input, EpochReport& report);
@@ -37,6 +35,7 @@ class Scope {
   [[nodiscard]] Result<> walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report);
   bool fresh(const Residency& residency) const;
+  bool held(const Residency& residency) const { return epoch_ < residency.held_until_epoch; }
   [[nodiscard]] Result<bool> admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report);
   [[nodiscard]] Result<> move(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report);
   [[nodiscard]] Result<> feed_back(const EpochInput& input, EpochReport& report);
@@ -47,12 +46,16 @@ class Scope {
   const __u64 cgroup_id_;
   std::unique_ptr<Partition> partition_;
   std::vector<tier_range> last_;
+  // Free pages of the fast tier that the kernel would not give out lately: its
+  // watermarks. Learned from failures, forgotten slowly.
+  __u64 withheld_pages_ = 0;
 
   // of the epoch in progress
   __u64 epoch_ = 0;
   std::span<tier_range> ranges_;
   std::vector<__u32> ranked_;  // range indices, hottest first
   std::size_t cut_ = 0;        // ranks below it are hot
+  bool any_held_ = false;      // above the cut
   __u64 budget_pages_ = 0;
   __u64 walk_budget_pages_ = 0;
   std::vector<Listed> hot_;

@@ -184,6 +184,49 @@ TEST(EngineEpoch, RefusedPairsDoNotMoveAndAreReported) {
   EXPECT_EQ(rig.fast(kA), 0u);
 }
 
+TEST(EngineEpoch, WhatIsRefusedIsOfferedAndWalkedLessOften) {
+  Two rig;
+  int offers = 0;
+  rig.machine.admit = [&](const tier_range&, const tier_range&) { return ++offers, false; };
+  for (int e = 0; e < 60; ++e) EXPECT_EQ(rig.step(100, 1).decision, Decision::kAllRefused);
+  EXPECT_LE(offers, 10);
+  EXPECT_LE(rig.machine.walked_pages, 11u * 4096);
+  rig.machine.admit = nullptr;
+  for (int e = 0; e < 12; ++e) rig.step(100, 1);
+  EXPECT_EQ(rig.fast(kA), 2048u);
+}
+
+TEST(EngineEpoch, ARefusedRangeDoesNotKeepOthersWaiting) {
+  Rig rig;
+  rig.machine.size_pages[HT_TIER_FAST] = 1 << 14;
+  rig.machine.classify = by_samples;
+  rig.machine.map(1, kA, kA + 48 * kMiB);
+  rig.machine.map(1, kB, kB + 2 * kMiB);
+  rig.machine.map(1, kB + 256 * kMiB, kB + 320 * kMiB);
+  rig.start(10, 1);
+  rig.machine.populate(1, kA, kA + 48 * kMiB, HT_TIER_SLOW);
+  rig.machine.populate(1, kB, kB + 2 * kMiB, HT_TIER_SLOW);
+  rig.machine.populate(1, kB + 256 * kMiB, kB + 320 * kMiB, HT_TIER_FAST);
+  rig.machine.admit = [](const tier_range& hot, const tier_range&) { return hot.start != kA; };
+  for (int e = 0; e < 4; ++e) {
+    rig.source.touch(1, kA, 1000);
+    rig.source.touch(1, kB, 100);
+    rig.epoch();
+  }
+  EXPECT_EQ(rig.machine.resident(1, kB, kB + 2 * kMiB, HT_TIER_FAST), 512u);
+}
+
+TEST(EngineEpoch, RoomThatTheKernelWithholdsIsNotAskedForAgainAndAgain) {
+  Two rig;
+  rig.machine.size_pages[HT_TIER_FAST] += 300;
+  rig.machine.withheld_pages = 300;  // free, but below a watermark
+  for (auto& [address, page] : rig.machine.spaces_by_id[1].pages)
+    if (address < kB) page.file = true;  // nothing can be swapped in place
+  for (int e = 0; e < 30; ++e) rig.step(100, 1);
+  EXPECT_EQ(rig.fast(kA), 2048u);
+  EXPECT_LE(rig.engine.totals().failed_pages_total[HT_MOVE_NO_MEMORY], 400u);
+}
+
 TEST(EngineEpoch, FeedbackNamesRangesAndPages) {
   Two rig;
   std::map<__u64, tier_result> results;

@@ -47,6 +47,7 @@ class FakeMachine : public Machine {
 
   // ------------------------------------------------------------- the memory
   __u64 size_pages[HT_TIERS] = {1 << 20, 1 << 20};
+  __u64 withheld_pages = 0;  // free pages of the fast tier that migration does not get
   std::map<__u64, FakeSpace> spaces_by_id;
 
   void map(__u64 space, __u64 start, __u64 end, __u32 flags = TIER_RANGE_ANON) {
@@ -263,7 +264,7 @@ class FakeMachine : public Machine {
     auto fail = [&](const Page* page, __u8 result) { run.failed_pages[result] += page ? 1ull << page->order : 1; };
     auto migrate = [&](Page* page, ht_tier to, __u8& result) {
       __u64 n = 1ull << page->order;
-      if (used_[to] + n > size_pages[to]) {
+      if (used_[to] + n + (to == HT_TIER_FAST ? withheld_pages : 0) > size_pages[to]) {
         result = HT_MOVE_NO_MEMORY;
         return fail(page, result);
       }
