@@ -18,6 +18,8 @@ constexpr std::size_t kWalkBatch = 512;
 constexpr int kWalkRounds = 8;
 // Longest time for which refused pages are not offered again, epochs.
 constexpr __u32 kHoldMax = 8;
+// How long free room that could not be had is left alone, epochs.
+constexpr __u64 kWithheldEpochs = 32;
 
 __u64 bound_pages(const tier_range& range, const Residency& residency) {
   return residency.known() ? residency.pages() : range.mapped_pages;
@@ -44,7 +46,7 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
   budget_pages_ = std::max(settings_.max_move_min_pages,
                            static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
   walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
-  withheld_pages_ -= (withheld_pages_ + 127) / 128;
+  if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
 
   report.scope = {};
   report.scope.cgroup_id = cgroup_id_;
@@ -411,8 +413,10 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
         (pair.hot_result == HT_MOVE_DONE ? hot.promoted_pages : hot.failed_pages) +=
             static_cast<__u32>(entry.hot_pages());
         partition_->residency(entry.hot_range).moved = true;
-        if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY)
+        if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
           withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
+          withheld_until_epoch_ = epoch_ + kWithheldEpochs;
+        }
       }
       if (entry.cold) {
         tier_result& cold = result(entry.cold_range);

@@ -46,9 +46,10 @@ class Scope {
   const __u64 cgroup_id_;
   std::unique_ptr<Partition> partition_;
   std::vector<tier_range> last_;
-  // Free pages of the fast tier that the kernel would not give out lately: its
-  // watermarks. Learned from failures, forgotten slowly.
+  // Free pages of the fast tier that the kernel would not give out when asked,
+  // because of its watermarks, and when to ask again.
   __u64 withheld_pages_ = 0;
+  __u64 withheld_until_epoch_ = 0;
 
   // of the epoch in progress
   __u64 epoch_ = 0;
