@@ -8,7 +8,8 @@
  * before it: a table of slots by a cheap function of the key, in which
  * neighbouring granules are neighbours. A hint is never trusted: the slot's own
  * key, in the line that is counted in anyway, must match, else the hash is asked
- * and the hint replaced.
+ * and the hint replaced. Hints are 0 at first and when cleared: slot 0 is never
+ * given to a granule, so that such a hint never matches.
  *
  * A sample of a known granule costs two atomic adds, three for a store, and
  * touches these cache lines: ht_control and the hint (read-mostly), the granule's

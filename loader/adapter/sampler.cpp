@@ -51,8 +51,8 @@ __u32 hint_of(const ht_granule_key& key) {
 
 Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
   // Up to 2^22 = 8 TiB of tracked memory; the cursors wrap by mask.
-  if (granules < 1 || granules > 1U << 22)
-    return fail("cannot track " + std::to_string(granules) + " granules", "tierd --granules takes 1 to 4194304");
+  if (granules < 2 || granules > 1U << 22)
+    return fail("cannot track " + std::to_string(granules) + " granules", "tierd --granules takes 2 to 4194304");
   long commands = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
   if (commands < 0 || !(commands & MEMBARRIER_CMD_GLOBAL))
     return fail("this kernel has no membarrier(MEMBARRIER_CMD_GLOBAL)", "boot without nohz_full");
@@ -86,11 +86,12 @@ Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
   }
   auto* control = &sampler->control();
   control->capacity = capacity;
-  for (std::uint32_t slot = 0; slot < capacity; ++slot) sampler->free_.as<__u64>()[slot] = slot;
-  store<__u64>(control->free_tail, capacity);
+  // slot 0 stays out: it is what a hint says that knows of none
+  for (std::uint32_t slot = 1; slot < capacity; ++slot) sampler->free_.as<__u64>()[slot - 1] = slot;
+  store<__u64>(control->free_tail, capacity - 1);
   auto* entries = sampler->granules_.as<ht_granule>();
   for (std::uint32_t entry = 0; entry < 2 * capacity; ++entry) entries[entry].entry = entry;
-  // hints are 0 at first: the one slot that no sample may take for its own
+  // and holds a key that no sample has
   for (int set : {0, 1}) entries[set].granule = ~0ULL;
   return sampler;
 }
@@ -225,7 +226,6 @@ void Sampler::clear_hints(const std::vector<Slots::Leaving>& leaving) {
   auto* hints = skeleton_->data_hints->ht_hints;
   for (const auto& gone : leaving) {
     __u32& hint = hints[hint_of(gone.key) & hint_mask_];
-    // 0 is as good as any: a hint is checked against the slot's own key
     __u32 expected = gone.slot;
     std::atomic_ref(hint).compare_exchange_strong(expected, 0);
   }
@@ -292,8 +292,8 @@ SamplerCost Sampler::cost() const {
 
 GranuleUse Sampler::granules() const {
   auto* control = &this->control();
-  return {static_cast<std::uint32_t>(control->capacity - (load(control->free_tail) - load(control->free_head))),
-          control->capacity};
+  __u32 slots = control->capacity - 1;  // slot 0 is none
+  return {static_cast<std::uint32_t>(slots - (load(control->free_tail) - load(control->free_head))), slots};
 }
 
 Result<> Sampler::pin(const std::filesystem::path& dir) {

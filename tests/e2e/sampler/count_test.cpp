@@ -41,10 +41,10 @@ class Count : public testing::Test {
     control = &skeleton->data_control->ht_control;
     control->enabled = 1;
     control->capacity = kCapacity;
-    control->free_tail = kCapacity;
+    control->free_tail = kCapacity - 1;
     for (std::uint32_t entry = 0; entry < 2 * kCapacity; ++entry) granules.as<ht_granule>()[entry].entry = entry;
     for (int set : {0, 1}) granules.as<ht_granule>()[set].granule = ~0ULL;
-    for (std::uint32_t slot = 0; slot < kCapacity; ++slot) free_ring.as<__u64>()[slot] = kCapacity - 1 - slot;
+    for (std::uint32_t i = 0; i < kCapacity - 1; ++i) free_ring.as<__u64>()[i] = kCapacity - 1 - i;  // slot 0 is none
   }
   void TearDown() override { sampler_test_bpf__destroy(skeleton); }
 
@@ -119,7 +119,7 @@ TEST_F(Count, DropsByReason) {
   EXPECT_FALSE(sample(1, 0xffff888000000000));
   EXPECT_FALSE(sample(1, 0xffffffffff600000));
   EXPECT_FALSE(sample(0, 0x1000));
-  for (std::uint64_t granule = 0; granule < kCapacity; ++granule) EXPECT_TRUE(sample(1, granule << HT_GRANULE_SHIFT | 64));
+  for (std::uint64_t granule = 0; granule < kCapacity - 1; ++granule) EXPECT_TRUE(sample(1, granule << HT_GRANULE_SHIFT | 64));
   EXPECT_FALSE(sample(1, 100ULL << HT_GRANULE_SHIFT));
   EXPECT_TRUE(sample(1, 64)) << "those that are in still count";
   auto now = dropped();
@@ -136,6 +136,19 @@ TEST_F(Count, ASlotWithAnotherKeyIsNotCounted) {
   granules.as<ht_granule>()[2 * slot(0, 0)].space = 99;
   EXPECT_FALSE(sample(1, 0x1000));
   EXPECT_EQ(dropped()[HT_DROP_BUSY], 1u);
+}
+
+TEST_F(Count, AForgottenGranuleIsNewAgain) {
+  // what tierd does, even if the slot that it had goes on holding the old key
+  EXPECT_TRUE(sample(1, 0x1000));
+  ht_granule_key key{1, 0};
+  ASSERT_EQ(bpf_map_delete_elem(bpf_map__fd(skeleton->maps.ht_index), &key), 0);
+  std::uint32_t hint = 0x9e3779b1U & skeleton->rodata->ht_hint_mask;
+  EXPECT_EQ(skeleton->data_hints->ht_hints[hint], slot(0, 0));
+  skeleton->data_hints->ht_hints[hint] = 0;
+  EXPECT_TRUE(sample(1, 0x1000));
+  EXPECT_EQ(control->free_head, 2u);
+  EXPECT_NE(slot(0, 0), slot(0, 1));
 }
 
 TEST_F(Count, AFailedInsertKeepsItsSlot) {
@@ -156,8 +169,8 @@ TEST_F(Count, AFailedInsertKeepsItsSlot) {
     ht_granule_key key{1000, i};
     ASSERT_EQ(bpf_map_delete_elem(bpf_map__fd(skeleton->maps.ht_index), &key), 0);
   }
-  for (std::uint64_t granule = 0; granule < kCapacity; ++granule) EXPECT_TRUE(sample(1, granule << HT_GRANULE_SHIFT | 64));
-  EXPECT_EQ(control->free_head, kCapacity) << "the spare was used first: no slot leaked";
+  for (std::uint64_t granule = 0; granule < kCapacity - 1; ++granule) EXPECT_TRUE(sample(1, granule << HT_GRANULE_SHIFT | 64));
+  EXPECT_EQ(control->free_head, kCapacity - 1) << "the spare was used first: no slot leaked";
 }
 
 }  // namespace
