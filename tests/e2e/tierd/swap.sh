@@ -28,6 +28,9 @@ check_equal "epochs without a policy" 0 "$(counter empty_epochs_total)"
 check_equal "epochs whose policy failed" 0 "$(counter policy_failures_total)"
 check_equal "epochs that failed" 0 "$(counter epoch_errors_total)"
 check_equal "samples dropped" 0 "$(status /dropped+)"
+tierctl status --json >"$work/status"
+check_equal "samples that reached the engine" "$(get /sampler_samples_total <"$work/status")" "$(get /scopes/0/counters/samples_total <"$work/status")"
+check_equal "samples lost before the sampler" 0 "$(labctl vpebs --json | get /lost_total)"
 epochs=$(($(counter epochs_total) - epochs_before))
 samples=$(($(status /sampler_samples_total) - samples_before))
 check_at_least "epochs that ended meanwhile" 5 $epochs
