@@ -30,8 +30,8 @@ check_refused "no second node" 1 'node' tierctl load static
 check_equal "no second node: state" idle "$(status /scopes/0/state)"
 stop_tierd
 start_tierd --fresh --source pebs
-check_refused "no PMU" 1 'pebs' tierctl load static
-check "no PMU: nothing is left" no_trace
+check_refused "no PMU of the kind that was asked for" 1 'pebs' tierctl load static
+check "no PMU of that kind: nothing is left" no_trace
 stop_tierd
 
 what_is_seated() { tierctl status --json >"$work/status"; echo "$(get /scopes/0/policy <"$work/status")/$(get /scopes/0/generation <"$work/status")"; }
@@ -129,6 +129,16 @@ check "unloading leaves no trace" wait_until 20 no_trace
 check_equal "numa_balancing as before" 1 "$(cat $NUMA)"
 check_equal "state" idle "$(status /scopes/0/state)"
 check "unload again" tierctl unload
+
+note "without a PMU"
+rmmod vpebs
+check_refused "no PMU" 1 "no source of samples works here .*pebs: .*vpebs: " tierctl load static
+check_equal "no PMU: state" idle "$(status /scopes/0/state)"
+check "no PMU: nothing is left" no_trace
+tierctl doctor >"$work/out"
+check_equal "exit code of doctor without a PMU" 1 $?
+check "doctor says so" grep -q "^failed   sources " "$work/out"
+insmod "$BUILD/tests/lab/kmod/vpebs.ko"
 check "the module unloads under an idle tierd" wait_until 20 module_unloads
 stop_tierd
 finish
