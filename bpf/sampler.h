@@ -197,6 +197,16 @@ static __always_inline bool ht_holds(struct ht_granule *granule, __u64 space, __
 	return granule && granule->granule == number && granule->space == space;
 }
 
+/* Out of the way of the samples that count. */
+static __noinline int ht_drop(enum ht_drop reason)
+{
+	struct ht_drops *drops = bpf_map_lookup_elem(&ht_drops, &ht_zero);
+
+	if (drops && reason < HT_DROPS)
+		drops->dropped_total[reason]++;
+	return 0;
+}
+
 /*
  * Counts one sample; the return value says whether it was (tests). data_src is
  * perf's, read only where it is needed.
@@ -204,16 +214,13 @@ static __always_inline bool ht_holds(struct ht_granule *granule, __u64 space, __
 static __always_inline int ht_count(__u64 space, __u64 address, const __u64 *data_src)
 {
 	struct ht_granule *granule;
-	struct ht_drops *drops;
 	__u32 set, slot, word;
-	enum ht_drop reason;
 	__u64 number;
 
 	if (!ht_control.enabled)
 		return 0;
-	reason = HT_DROP_NO_ADDRESS;
 	if (!address)
-		goto drop;
+		return ht_drop(HT_DROP_NO_ADDRESS);
 	number = address >> HT_GRANULE_SHIFT;
 	set = *(volatile __u32 *)&ht_control.active;
 	slot = *(volatile __u32 *)&ht_hints[HT_HINT(space, number) & ht_hint_mask];
@@ -222,23 +229,20 @@ static __always_inline int ht_count(__u64 space, __u64 address, const __u64 *dat
 	if (!ht_holds(granule, space, number)) {
 		long found;
 
-		reason = HT_DROP_KERNEL_ADDRESS;
 		if ((__s64)address < 0)
-			goto drop;
-		reason = HT_DROP_NO_SPACE;
+			return ht_drop(HT_DROP_KERNEL_ADDRESS);
 		if (!space)
-			goto drop;
+			return ht_drop(HT_DROP_NO_SPACE);
 		found = ht_find(space, number);
-		reason = found == -HT_DROP_FULL ? HT_DROP_FULL : HT_DROP_BUSY;
 		if (found < 0)
-			goto drop;
+			return ht_drop(-found);
 		granule = ht_granule(ht_control.active, found);
 		/*
 		 * The hash hands a deleted element out again at once: a lookup that
 		 * races a delete may return the slot of another granule.
 		 */
 		if (!ht_holds(granule, space, number))
-			goto drop;
+			return ht_drop(HT_DROP_BUSY);
 	}
 
 	word = (address >> (HT_PAGE_SHIFT + 1)) & (HT_GRANULE_PAGES / 2 - 1);
@@ -257,11 +261,6 @@ static __always_inline int ht_count(__u64 space, __u64 address, const __u64 *dat
 			*listed = HT_ENTRY_INDEX(entry);
 	}
 	return 1;
-drop:
-	drops = bpf_map_lookup_elem(&ht_drops, &ht_zero);
-	if (drops)
-		drops->dropped_total[reason]++;
-	return 0;
 }
 
 #endif /* HYPERTIER_SAMPLER_H */
