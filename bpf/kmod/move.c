@@ -37,7 +37,6 @@
  * - Stays with the physical page: node, zone, last CPU (NUMA balancing is off
  *   while a policy is seated), page_owner's and allocation tags (debugging).
  */
-#include <linux/dax.h>
 #include <linux/gfp.h>
 #include <linux/memcontrol.h>
 #include <linux/mm_inline.h>
@@ -172,7 +171,6 @@ static void look_up(struct slot *slot, u32 nr, int s)
 	}
 	lookup_end(&lookup);
 }
-
 
 /* ------------------------------------------------------------- exchange */
 

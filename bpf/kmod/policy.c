@@ -219,12 +219,6 @@ static int policy_type_init(struct btf *btf)
 	return 0;
 }
 
-static bool policy_valid_access(int offset, int size, enum bpf_access_type type,
-			    const struct bpf_prog *prog, struct bpf_insn_access_aux *info)
-{
-	return bpf_tracing_btf_ctx_access(offset, size, type, prog, info);
-}
-
 /* Called for writes only: heat and action, which lie side by side. */
 static int policy_write_access(struct bpf_verifier_log *log, const struct bpf_reg_state *reg,
 			     int offset, int size)
@@ -239,7 +233,7 @@ static int policy_write_access(struct bpf_verifier_log *log, const struct bpf_re
 
 static const struct bpf_verifier_ops policy_verifier_ops = {
 	.get_func_proto = bpf_base_func_proto,
-	.is_valid_access = policy_valid_access,
+	.is_valid_access = bpf_tracing_btf_ctx_access,
 	.btf_struct_access = policy_write_access,
 };
 

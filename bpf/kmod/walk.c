@@ -145,6 +145,7 @@ struct walker {
 	u64 list_bound;
 	u32 list_tier;
 	struct folio *last;	/* listed last, for comparison only: may be gone */
+	struct folio **found;	/* ht_get_folio(): take a reference, count nothing */
 	int pmds;		/* left in this step */
 };
 
@@ -157,6 +158,12 @@ static int visit(struct walker *walker, struct folio *folio, unsigned long addre
 	u8 tier = ht_tier_of(folio_nid(folio));
 	bool anon = folio_test_anon(folio);
 
+	if (walker->found) {
+		/* the mapping's reference is stable under the lock, so ours can be taken */
+		folio_get(folio);
+		*walker->found = folio;
+		return 0;
+	}
 	/* without a mapping it is the huge zero folio, or was truncated */
 	if (tier == HT_TIER_NONE || !READ_ONCE(folio->mapping) || folio_is_zone_device(folio))
 		return 0;
@@ -266,44 +273,6 @@ static pmd_t *descend(struct mm_struct *mm, unsigned long address, unsigned long
 	return pmd_offset(pud, address);
 }
 
-struct folio *ht_get_folio(struct mm_struct *mm, unsigned long address)
-{
-	struct folio *folio = NULL;
-	unsigned long next;
-	pmd_t *pmdp = descend(mm, address, address + PAGE_SIZE, &next), pmd;
-	spinlock_t *ptl;
-	pte_t *ptep;
-
-	mmap_assert_locked(mm);
-	if (!pmdp)
-		return NULL;
-	pmd = pmdp_get_lockless(pmdp);
-	if (pmd_none(pmd) || !pmd_present(pmd))
-		return NULL;
-	/* The mapping's reference is stable under the page-table lock: so ours can be taken. */
-	if (pmd_leaf(pmd)) {
-		ptl = pmd_lock(mm, pmdp);
-		pmd = *pmdp;
-		if (pmd_present(pmd) && pmd_trans_huge(pmd) && !pmd_devmap(pmd))
-			folio = page_folio(pmd_page(pmd));
-		if (folio)
-			folio_get(folio);
-		spin_unlock(ptl);
-		return folio;
-	}
-	ptep = map_lock(pmdp, address, &ptl);
-	if (!ptep)
-		return NULL;
-	if (pte_present(ptep_get(ptep)) && !pte_special(ptep_get(ptep)) &&
-	    !pte_devmap(ptep_get(ptep)))
-		folio = page_folio(pte_page(ptep_get(ptep)));
-	if (folio)
-		folio_get(folio);
-	spin_unlock(ptl);
-	rcu_read_unlock();
-	return folio;
-}
-
 /*
  * Walks [*address, end) of one mapping; *address is where it stopped. 0: at
  * the end; -EAGAIN: the step is used up.
@@ -341,6 +310,16 @@ static int walk_mapping(struct walker *walker, struct mm_struct *mm, unsigned lo
 		*address = next;
 	}
 	return 0;
+}
+
+struct folio *ht_get_folio(struct mm_struct *mm, unsigned long address)
+{
+	struct folio *folio = NULL;
+	struct walker walker = { .found = &folio, .pmds = 1 };
+
+	mmap_assert_locked(mm);
+	walk_mapping(&walker, mm, &address, address + PAGE_SIZE);
+	return folio;
 }
 
 static int walk_step(struct walker *walker, struct mm_struct *mm, unsigned long *address,

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <linux/io_uring.h>
 #include <linux/userfaultfd.h>
+#include <numaif.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -316,6 +317,55 @@ TEST(Migrate, SharedMemoryAndFiles) {
     close(fd);
     unlink(path);
   }
+}
+
+std::uint64_t free_pages(int node) {
+  std::string text = read_file("/sys/devices/system/node/node" + std::to_string(node) + "/meminfo");
+  return std::stoull(text.substr(text.find("MemFree:") + 8)) / 4;
+}
+
+// Less than 1 % of the fast tier is free, and nothing may be taken from it
+// that is not given back: swapping needs no room, and migrate makes it first.
+TEST(Exchange, WorksWhenTheFastTierIsFull) {
+  Device device;
+  Memory hot(4 << 20, kSlowNode), cold(4 << 20, kFastNode);
+  fill(hot, 17);
+  fill(cold, 18);
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  pid_t filler = fork();
+  if (!filler) {
+    while (free_pages(kFastNode) > 600) {
+      char* data = static_cast<char*>(mmap(nullptr, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      madvise(data, 1 << 20, MADV_NOHUGEPAGE);
+      unsigned long mask = 1 << kFastNode;
+      mbind(data, 1 << 20, MPOL_PREFERRED, &mask, 64, 0);
+      std::uint64_t before = free_pages(kFastNode);
+      for (int i = 0; i < 1 << 20; i += kPage) data[i] = 1;
+      if (free_pages(kFastNode) + 64 > before) break;  // it spills: full as far as the kernel lets us
+    }
+    (void)!write(ready[1], "x", 1);
+    for (;;) pause();
+  }
+  char c;
+  (void)!read(ready[0], &c, 1);
+  std::uint64_t free = free_pages(kFastNode);
+  ht_exchange_run swapped = mover().move(getpid(), slow_pages(hot), getpid(), fast_pages(cold));
+  EXPECT_GE(swapped.exchanged_pairs, hot.pages() * 99 / 100);
+  // and back again, by migrate alone
+  ht_exchange_run migrated =
+      mover().move(getpid(), slow_pages(cold), getpid(), fast_pages(hot), HT_EXCHANGE_NO_SWAP);
+  std::printf("full fast tier: %lu pages free, %llu of 1024 pairs swapped; %llu demoted and %llu promoted by migrate, %llu found no room\n",
+              free, swapped.exchanged_pairs, migrated.demoted_pages, migrated.promoted_pages,
+              migrated.failed_pages[HT_MOVE_NO_MEMORY]);
+  EXPECT_GE(migrated.demoted_pages, 900u);
+  EXPECT_GE(migrated.promoted_pages, 900u);
+  EXPECT_EQ(wrong(hot, 17), 0u);
+  EXPECT_EQ(wrong(cold, 18), 0u);
+  kill(filler, SIGKILL);
+  waitpid(filler, nullptr, 0);
+  close(ready[0]);
+  close(ready[1]);
 }
 
 TEST(Exchange, FailuresAreNamed) {

@@ -253,6 +253,7 @@ TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
     for (int i = 0; i < HT_MOVERS; i++) total.mover_pages[i] += run.mover_pages[i];
     for (int i = 0; i < HT_MOVE_RESULTS; i++) total.failed_pages[i] += run.failed_pages[i];
     moved += run.promoted_pages + run.demoted_pages;
+    if (runs % 100 == 0) std::printf("integrity: %lu page moves so far\n", moved), std::fflush(stdout);
     if (++runs % 8 == 0) write_file("/proc/sys/vm/compact_memory", "1");
     ASSERT_LT(runs, moves_wanted) << "almost nothing moves";
   }
