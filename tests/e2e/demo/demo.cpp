@@ -227,8 +227,8 @@ void say(const Options& options, const std::string& text) {
 }
 
 std::vector<Result> redis_stage(const Options& options, FlushCounter& flushes) {
-  constexpr uint64_t kKeys = 300000, kValue = 1000, kOperations = 20000;
-  say(options, "redis: redis-server of this distribution, 300,000 keys of 1000 bytes; old keys fill the fast tier, young ones get the slow one");
+  constexpr uint64_t kKeys = 90000, kValue = 2000, kOperations = 12500;
+  say(options, "redis: redis-server of this distribution, 90,000 keys of 2000 bytes; old keys fill the fast tier, young ones get the slow one");
   Redis redis(options.seed, kKeys, kValue);
   Placement at = placement(redis.server.pid());
   say(options, "redis: filled, " + std::to_string(at.fast_pages / 256) + " MiB fast, " + std::to_string(at.slow_pages / 256) + " MiB slow");
