@@ -51,44 +51,46 @@ Result<std::vector<Action>> Controller::tick(PerTier<uint64_t> capacity, std::sp
   }
   std::erase_if(vms_, [](const auto& entry) { return !entry.second.seen; });
 
-  // What everybody should have. Who cannot be reached, keeps what he holds and
-  // takes no part; who lost his bonus, has his guarantee.
+  // What everybody should have. Who lost his bonus, has his guarantee. Who cannot
+  // be reached, is left alone, but the others do not divide his part: it would
+  // move them to and fro with every hiccup of his.
   std::vector<Request> requests;
   std::vector<const Observation*> parties;
-  PerTier<uint64_t> room = capacity;
   for (const auto& vm : vms) {
     const auto& state = vms_.at(vm.request.name);
-    if (!vm.reachable) {
-      for (int t = 0; t < HT_TIERS; t++)
-        room[t] = minus(room[t], std::max(state.tier[t].target_bytes, vm.measured_bytes[t]));
-      continue;
-    }
     requests.push_back(vm.request);
     if (state.bonus_lost)
       for (auto& share : requests.back().share) share.limit_bytes = share.guarantee_bytes;
     parties.push_back(&vm);
   }
-  auto parts = allocator.divide(room, requests);
+  auto parts = allocator.divide(capacity, requests);
   if (!parts) return std::unexpected(parts.error());
 
+  const bool exactly = rules_changed(capacity, vms, allocator);
   for (int t = 0; t < HT_TIERS; t++) {
     const auto tier = static_cast<ht_tier>(t);
     const uint64_t step = std::max(capacity[t] / settings_.step_divisor, kGranuleBytes);
     std::vector<uint64_t> lacking(parties.size(), 0);
     std::vector<uint64_t> before(parties.size());
 
+    uint64_t given = 0;
+    for (const auto& vm : vms) given += vms_.at(vm.request.name).tier[t].target_bytes;
+
     // First phase: shrink.
     for (size_t i = 0; i < parties.size(); i++) {
       auto& state = vms_.at(parties[i]->request.name).tier[t];
-      const uint64_t want = (*parts)[i][t];
       before[i] = state.target_bytes;
+      const uint64_t want = (*parts)[i][t];
       const uint64_t gap = std::max(minus(want, state.target_bytes), minus(state.target_bytes, want));
       // The dead band only keeps a move from starting: one that is under way
       // goes to its end, so that the split is the exact one.
-      if (gap >= settings_.dead_band_bytes || (gap && state.target_bytes < std::min(want, parties[i]->request.share[t].guarantee_bytes)))
+      // Below a guarantee, with more given out than there is, or under new rules
+      // every difference counts.
+      if (gap >= settings_.dead_band_bytes || exactly || given > capacity[t] ||
+          (want > state.target_bytes && state.target_bytes < parties[i]->request.share[t].guarantee_bytes))
         state.moving = true;
       if (gap == 0) state.moving = false;
-      if (!state.moving) continue;
+      if (!state.moving || !parties[i]->reachable) continue;
       if (want < state.target_bytes) state.target_bytes = std::max(want, minus(state.target_bytes, step));
       else lacking[i] = std::min(want - state.target_bytes, step);
     }
@@ -132,9 +134,23 @@ Result<std::vector<Action>> Controller::tick(PerTier<uint64_t> capacity, std::sp
                            std::string(allocator.name()) + ": " + mib(before[i]) + " -> " + mib(state.target_bytes)});
       if (lacking[i] && state.target_bytes < request.share[t].guarantee_bytes) short_of_guarantee = true;
     }
-    for (const auto& vm : vms) climb(vm, vms_.at(vm.request.name), tier, capacity[t], short_of_guarantee, actions);
+    for (const auto& vm : vms)
+      if (vm.reachable) climb(vm, vms_.at(vm.request.name), tier, capacity[t], short_of_guarantee, actions);
   }
   return actions;
+}
+
+// What root configured, as opposed to what guests claim or use.
+bool Controller::rules_changed(PerTier<uint64_t> capacity, std::span<const Observation> vms, const Allocator& allocator) {
+  std::string rules = std::string(allocator.name()) + " " + std::to_string(capacity[0]) + " " + std::to_string(capacity[1]);
+  for (const auto& vm : vms) {
+    rules += "\n" + vm.request.name;
+    for (const auto& share : vm.request.share)
+      rules += " " + std::to_string(share.guarantee_bytes) + " " + std::to_string(share.limit_bytes) + " " + std::to_string(share.weight);
+  }
+  const bool changed = rules != rules_;
+  rules_ = std::move(rules);
+  return changed;
 }
 
 void Controller::climb(const Observation& vm, VmState& all, ht_tier tier, uint64_t capacity, bool others_short,
@@ -148,7 +164,8 @@ void Controller::climb(const Observation& vm, VmState& all, ht_tier tier, uint64
   };
 
   const uint64_t claimed = vm.claimed_bytes[tier];
-  const bool lie = claimed != kNoLimit && measured > claimed && measured - claimed > settings_.slack_bytes;
+  // Claims are a little old: a guest that grows into its target is no liar.
+  const bool lie = claimed != kNoLimit && minus(measured, std::max(claimed, state.target_bytes)) > settings_.slack_bytes;
   if (lie && !state.lie)
     act(Step::kLie, measured - claimed, "the guest says it uses " + mib(claimed) + ", measured are " + mib(measured));
   state.lie = lie;

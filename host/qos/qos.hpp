@@ -139,7 +139,10 @@ class Controller {
   void climb(const Observation& vm, VmState& all, ht_tier tier, uint64_t capacity, bool others_short,
              std::vector<Action>& actions);
 
+  bool rules_changed(PerTier<uint64_t> capacity, std::span<const Observation> vms, const Allocator& allocator);
+
   Settings settings_;
+  std::string rules_;
   std::map<std::string, VmState> vms_;
 };
 

@@ -5,6 +5,7 @@
 
 #include <hypertier/abi.h>
 
+#include "cli/vm.hpp"
 #include "tierctl/commands.hpp"
 
 int main(int argc, char** argv) {
@@ -70,6 +71,8 @@ int main(int argc, char** argv) {
              [&] { return command_policy_check(context, load, verbose); });
   takes_policy(sub);
   sub->add_flag("-v,--verbose", verbose, "print the verifier's log on stderr");
+
+  add_vm_commands(app, context.json, run);
 
   verb(app, "doctor", "what tiering needs, what of it works here, and what to do about the rest",
        [&] { return command_doctor(context); });

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <random>
+#include <tuple>
 
 #include "qos/qos.hpp"
 
@@ -209,15 +210,35 @@ TEST(Controller, WithoutLeaveNoCapAndWithoutVictimNoPause) {
 }
 
 TEST(Controller, ALieIsSeenInTheSameTick) {
-  World world(8 * kGiB, "max-min");
+  World world(16 * kGiB, "max-min");
   world.guests = {{"liar", kGiB, 4 * kGiB, 1, 4 * kGiB}, {"b", kGiB, 4 * kGiB, 1, 4 * kGiB}};
   world.guests[0].seen.claimed_bytes = {4 * kGiB, 4 * kGiB};
   world.tick();
   EXPECT_TRUE(world.steps("liar", HT_TIER_FAST).empty());
   world.guests[0].seen.claimed_bytes = {kGiB, 4 * kGiB};
   world.tick();
+  EXPECT_TRUE(world.steps("liar", HT_TIER_FAST).empty()) << "within its target it owes nothing";
+  world.guests[0].seen.measured_bytes[HT_TIER_FAST] = 5 * kGiB;
+  world.tick();
   EXPECT_EQ(world.steps("liar", HT_TIER_FAST), std::vector<std::string>{"lie"});
   EXPECT_TRUE(world.steps("liar", HT_TIER_SLOW).empty());
+}
+
+// Differences below the dead band count too when somebody changed the rules, and
+// more than there is never stays given out.
+TEST(Controller, SmallDifferencesCountUnderNewRules) {
+  World world(136 * kMiB, "max-min");
+  for (const auto& [name, weight, guarantee] : {std::tuple{"a", 1, 8}, {"b", 2, 8}, {"c", 4, 8}, {"d", 1, 52}}) {
+    world.guests.emplace_back(name, guarantee * kMiB, 64 * kMiB, weight, 64 * kMiB);
+    world.guests.back().gives_back_bytes = 24 * kMiB;
+  }
+  for (int tick = 0; tick < 12; tick++) world.tick();
+  for (int t = 0; t < HT_TIERS; t++) {
+    EXPECT_EQ(world.guests[0].target[t], 12 * kMiB);
+    EXPECT_EQ(world.guests[1].target[t], 24 * kMiB);
+    EXPECT_EQ(world.guests[2].target[t], 48 * kMiB);
+    EXPECT_EQ(world.guests[3].target[t], 52 * kMiB);
+  }
 }
 
 TEST(Controller, ANewOneTakesUpWhatItFinds) {
@@ -248,8 +269,9 @@ TEST(Controller, AnUnreachableVmIsLeftAloneAndTheOthersGoOn) {
     for (const auto& a : world.actions) EXPECT_NE(a.vm, "hung");
     EXPECT_LE(world.held(0), 12 * kGiB);
   }
-  EXPECT_EQ(world.guests[1].target[0], 3 * kGiB);
-  EXPECT_EQ(world.guests[2].target[0], 3 * kGiB);
+  // Of 12 GiB everybody's part is 4; the hung one sits on 6.
+  EXPECT_EQ(world.guests[1].target[0], 2 * kGiB);
+  EXPECT_EQ(world.guests[2].target[0], 4 * kGiB);
 }
 
 }  // namespace

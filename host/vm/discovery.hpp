@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Finds running QEMUs and what backs their tiers. Reads below a root directory,
+// so that fixture trees test it; nothing of it asks the VM.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <hypertier/abi.h>
+
+#include "result.hpp"
+
+namespace hypertier {
+
+// The memory behind one tier of a VM.
+struct TierFile {
+  std::string id;    // of the memory-backend object
+  std::string path;  // of the file; empty: none is named (memfd, anonymous)
+  uint64_t size_bytes = 0;
+  int node = -1;  // of the guest
+  bool shared = false;
+};
+
+struct Vm {
+  int pid = 0;
+  uint64_t start_time = 0;  // of the process, in clock ticks: a pid alone is reused
+  std::string name;
+  std::string qmp_path;      // empty: none that we could open
+  std::string balloon_path;  // QOM path of the balloon; empty: look for it by QMP
+  bool has_balloon = false;
+  bool reporting = false;  // free-page-reporting=on
+  std::array<TierFile, HT_TIERS> tier;
+  std::string problem;  // why its tiers cannot be managed; empty: they can
+  std::string hint;
+};
+
+// The arguments of a QEMU, as /proc/PID/cmdline has them. Knows QEMU's own
+// key=value form, its JSON form, and what libvirt writes.
+[[nodiscard]] Vm parse_qemu(const std::vector<std::string>& arguments);
+
+// pid 0: all. Processes that end meanwhile are left out.
+std::vector<Vm> find_qemus(const std::filesystem::path& root = "/", int pid = 0);
+
+}  // namespace hypertier

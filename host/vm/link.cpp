@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "vm/link.hpp"
+
+#include <algorithm>
+
+#include <hypertier/flex.h>
+
+namespace hypertier {
+namespace {
+
+// A number of the guest may be anything, also not a number.
+uint64_t number(const nlohmann::json& object, const char* key) {
+  const auto it = object.find(key);
+  if (it == object.end()) return 0;
+  // QEMU prints an unsigned 64-bit tag as it is; -1 means "never said".
+  return it->is_number_unsigned() ? it->get<uint64_t>() : it->is_number_integer() ? static_cast<uint64_t>(it->get<int64_t>()) : 0;
+}
+
+// A QEMU may be anybody: what is not a string is none.
+std::string text(const nlohmann::json& object, const char* key) {
+  const auto it = object.is_object() ? object.find(key) : object.end();
+  return it != object.end() && it->is_string() ? it->get<std::string>() : "";
+}
+
+}  // namespace
+
+GuestClaims parse_claims(const nlohmann::json& guest_stats) {
+  GuestClaims claims;
+  if (!guest_stats.is_object() || !guest_stats.contains("stats") || !guest_stats["stats"].is_object()) return claims;
+  const auto& stats = guest_stats["stats"];
+  if (guest_stats.contains("last-update") && guest_stats["last-update"].is_number_integer())
+    claims.updated_s = guest_stats["last-update"].get<int64_t>();
+  if (number(stats, "stat-async-scans") != HF_MAGIC) return claims;
+  claims.two_tier = true;
+  const uint64_t fast = number(stats, "stat-direct-scans"), slow = number(stats, "stat-async-reclaims");
+  const uint64_t targets = number(stats, "stat-direct-reclaims");
+  auto bytes = [](uint64_t pages) { return (pages & 0xffffffff) << HF_PAGE_SHIFT; };
+  claims.size_bytes = {bytes(fast >> 32), bytes(slow >> 32)};
+  claims.balloon_bytes = {bytes(fast), bytes(slow)};
+  claims.balloon_target_bytes = {bytes(targets >> 32), bytes(targets)};
+  claims.slow_miss_share = static_cast<double>(std::min<uint64_t>(number(stats, "stat-alloc-stalls"), 65536)) / 65536;
+  return claims;
+}
+
+Result<nlohmann::json> VmLink::command(const std::string& name, nlohmann::json arguments) {
+  if (!qmp_) {
+    auto qmp = Qmp::connect(qmp_path_);
+    if (!qmp) return std::unexpected(qmp.error());
+    qmp_ = std::make_unique<Qmp>(std::move(*qmp));
+  }
+  auto answer = qmp_->command(name, std::move(arguments));
+  if (!answer) qmp_.reset();
+  return answer;
+}
+
+Result<> VmLink::find_balloon() {
+  if (!balloon_path_.empty()) return {};
+  for (const std::string parent : {"/machine/peripheral", "/machine/peripheral-anon"}) {
+    auto children = command("qom-list", {{"path", parent}});
+    if (!children) return std::unexpected(children.error());
+    for (const auto& child : *children)
+      if (text(child, "type").starts_with("child<virtio-balloon")) {
+        balloon_path_ = parent + "/" + text(child, "name");
+        return {};
+      }
+  }
+  return fail("the VM has no virtio-balloon device", "Add -device virtio-balloon-pci,id=balloon0,free-page-reporting=on.");
+}
+
+Result<GuestClaims> VmLink::ask() {
+  const bool fresh = !qmp_;
+  if (auto found = find_balloon(); !found) return std::unexpected(found.error());
+  if (fresh) {
+    auto polling = command("qom-set", {{"path", balloon_path_}, {"property", "guest-stats-polling-interval"}, {"value", 1}});
+    if (!polling) return std::unexpected(polling.error());
+  }
+  auto stats = command("qom-get", {{"path", balloon_path_}, {"property", "guest-stats"}});
+  if (!stats) return std::unexpected(stats.error());
+  return parse_claims(*stats);
+}
+
+Result<> VmLink::order(const GuestClaims& claims, std::array<uint64_t, HT_TIERS> target_bytes, uint64_t memory_bytes) {
+  if (!claims.two_tier)
+    return fail("the guest does not run hyperflex.ko", "Load it in the guest: insmod hyperflex.ko.");
+  std::array<uint64_t, HT_TIERS> size, balloon;
+  for (int t = 0; t < HT_TIERS; t++) {
+    size[t] = claims.size_bytes[t] >> HF_PAGE_SHIFT;
+    balloon[t] = (claims.size_bytes[t] - std::min(claims.size_bytes[t], target_bytes[t])) >> HF_PAGE_SHIFT;
+  }
+  if (!size[0] || !size[1] || size[0] + size[1] > memory_bytes >> HF_PAGE_SHIFT)
+    return fail("the guest claims tiers that its memory cannot hold", "Load hyperflex.ko with fast_bytes= and slow_bytes=.");
+  const uint64_t packed = hf_pack(size[0], size[1], balloon[0], balloon[1]);
+  // QMP takes what is left and hands the difference on.
+  auto done = command("balloon", {{"value", memory_bytes - (packed << HF_PAGE_SHIFT)}});
+  if (!done) return std::unexpected(done.error());
+  return {};
+}
+
+Result<> VmLink::pause() {
+  auto done = command("stop");
+  if (!done) return std::unexpected(done.error());
+  return {};
+}
+
+Result<> VmLink::resume() {
+  auto done = command("cont");
+  if (!done) return std::unexpected(done.error());
+  return {};
+}
+
+}  // namespace hypertier

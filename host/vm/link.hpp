@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// One VM's two balloons, through its QMP socket.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <hypertier/abi.h>
+
+#include "qmp/qmp.hpp"
+#include "vm/discovery.hpp"
+
+namespace hypertier {
+
+// What the guest says about itself. Claims: nothing is paid for by them.
+struct GuestClaims {
+  bool two_tier = false;  // hyperflex.ko answers
+  std::array<uint64_t, HT_TIERS> size_bytes{};
+  std::array<uint64_t, HT_TIERS> balloon_bytes{};
+  std::array<uint64_t, HT_TIERS> balloon_target_bytes{};
+  double slow_miss_share = 0;
+  int64_t updated_s = 0;  // Unix time of the guest's last answer
+};
+
+class VmLink {
+ public:
+  VmLink(std::string qmp_path, std::string balloon_path)
+      : qmp_path_(std::move(qmp_path)), balloon_path_(std::move(balloon_path)) {}
+
+  // Blocks for at most a few QMP timeouts. Any error drops the connection; the
+  // next call makes a new one.
+  [[nodiscard]] Result<GuestClaims> ask();
+
+  // Memory that is to be left of each tier. Needs the guest's tier sizes, which
+  // are the radix of the packed number; sizes far from those of the files are
+  // refused before.
+  [[nodiscard]] Result<> order(const GuestClaims& claims, std::array<uint64_t, HT_TIERS> target_bytes,
+                               uint64_t memory_bytes);
+  [[nodiscard]] Result<> pause();
+  [[nodiscard]] Result<> resume();
+
+ private:
+  [[nodiscard]] Result<nlohmann::json> command(const std::string& name, nlohmann::json arguments = nlohmann::json::object());
+  [[nodiscard]] Result<> find_balloon();
+
+  std::string qmp_path_;
+  std::string balloon_path_;
+  std::unique_ptr<Qmp> qmp_;
+};
+
+// The claims in a balloon's "guest-stats" property.
+[[nodiscard]] GuestClaims parse_claims(const nlohmann::json& guest_stats);
+
+}  // namespace hypertier

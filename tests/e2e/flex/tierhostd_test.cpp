@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// tierhostd and "tierctl vm" against real QEMUs: a real guest, and QEMUs that
+// are stopped at reset where a process with its socket and files is enough.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <thread>
+
+#include <hypertier/abi.h>
+#include <hypertier/flex.h>
+
+#include "guest.hpp"
+#include "qtest_guest.hpp"
+
+using namespace hypertier;
+using namespace hypertier::test;
+using namespace std::chrono_literals;
+using Json = nlohmann::json;
+
+namespace {
+
+constexpr unsigned long long kMiB = 1 << 20;
+
+struct Output {
+  int status;
+  std::string out, err;
+};
+
+// The host's daemon with its own socket and state.
+class Host : public ::testing::Test {
+ protected:
+  std::string dir;
+  int daemon = -1;
+
+  void SetUp() override {
+    char pattern[] = "/tmp/hypertier-host-XXXXXX";
+    dir = mkdtemp(pattern);
+    start();
+  }
+  void TearDown() override {
+    stop(SIGTERM);
+    std::filesystem::remove_all(dir);
+  }
+  static std::string bin(const std::string& name) { return std::string(getenv("FLEX_BIN")) + "/" + name; }
+  void start() {
+    daemon = fork();
+    if (daemon == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      const auto socket = "--socket=" + dir + "/sock", state = "--state-dir=" + dir, metrics = "--metrics-file=" + dir + "/metrics";
+      const auto program = bin("tierhostd");
+      execl(program.c_str(), "tierhostd", socket.c_str(), state.c_str(), metrics.c_str(), "--tick-ms=200", "--no-bpf", nullptr);
+      _exit(127);
+    }
+    for (int i = 0; i < 100 && access((dir + "/sock").c_str(), F_OK); i++) std::this_thread::sleep_for(50ms);
+    for (int i = 0; i < 100 && tierctl("list").status; i++) std::this_thread::sleep_for(50ms);
+  }
+  int stop(int signal) {
+    if (daemon <= 0) return -1;
+    kill(daemon, signal);
+    int status = 0;
+    waitpid(std::exchange(daemon, -1), &status, 0);
+    return status;
+  }
+  Output tierctl(const std::string& arguments) {
+    const std::string err = dir + "/err";
+    const std::string line = bin("tierctl") + " -j vm --host-socket " + dir + "/sock " + arguments + " 2>" + err;
+    Output o{};
+    FILE* pipe = popen(line.c_str(), "r");
+    char chunk[4096];
+    for (size_t n; (n = fread(chunk, 1, sizeof chunk, pipe)) > 0;) o.out.append(chunk, n);
+    o.status = WEXITSTATUS(pclose(pipe));
+    std::ifstream text(err);
+    o.err.assign(std::istreambuf_iterator<char>(text), {});
+    return o;
+  }
+  Json vm(const std::string& name) {
+    const auto o = tierctl("show " + name);
+    const auto json = Json::parse(o.out, nullptr, false);
+    return o.status == 0 && json.contains("vm") ? json["vm"] : Json();
+  }
+  // Until the VM is in a state; its JSON.
+  Json wait_for(const std::string& name, const std::string& state, int seconds = 200) {
+    Json last;
+    for (const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds); std::chrono::steady_clock::now() < end;) {
+      last = vm(name);
+      if (last.is_object() && last["state"] == state) return last;
+      std::this_thread::sleep_for(200ms);
+    }
+    ADD_FAILURE() << name << " is not " << state << ": " << last.dump();
+    return last;
+  }
+  static GuestOptions options(const std::string& name, bool boot, unsigned long long fast, unsigned long long slow) {
+    GuestOptions o;
+    o.name = name;
+    o.boot = boot;
+    o.kernel = getenv("FLEX_KERNEL");
+    o.initramfs = getenv("FLEX_INITRAMFS");
+    o.fast_bytes = fast;
+    o.slow_bytes = slow;
+    o.append = "init_on_free=1";
+    return o;
+  }
+  bool has_event(const std::string& name, const std::string& event) {
+    const auto json = Json::parse(tierctl("events").out, nullptr, false);
+    for (const auto& e : json["events"])
+      if (e["vm"] == name && e["event"] == event) return true;
+    return false;
+  }
+};
+
+class Tierhostd : public Host {};
+class TwoGuests : public Host {};
+
+TEST_F(Tierhostd, MovesARealGuestAndSurvivesWhatQemusDo) {
+  // Bad input first: one sentence, a hint, nothing changed.
+  for (const auto& [arguments, status] : {std::pair<std::string, int>{"show nobody", 1}, {"set nobody --fast 1G", 1},
+                                         {"set nobody", 2}, {"set", 2}, {"qos --on", 1}, {"qos x --fast-guarantee 2G --fast-limit 1G", 1},
+                                         {"qos --allocator best", 1}, {"set nobody --fast much", 2}}) {
+    const auto o = tierctl(arguments);
+    EXPECT_EQ(o.status, status) << arguments << o.err;
+    if (status == 1) {
+      EXPECT_NE(o.err.find("HINT: "), std::string::npos) << arguments << ": " << o.err;
+    }
+  }
+  EXPECT_EQ(std::filesystem::exists(dir + "/host.json"), false) << "a refused command changed the state";
+
+  auto started = Guest::start(options("real", true, 192 * kMiB, 192 * kMiB));
+  ASSERT_TRUE(started) << started.error().message;
+  auto& guest = **started;
+  auto stub = Guest::start(options("stub", false, 64 * kMiB, 64 * kMiB));
+  ASSERT_TRUE(stub) << stub.error().message;
+  ASSERT_TRUE(guest.run("insmod /modules/hyperflex.ko"));
+
+  auto json = wait_for("real", "managed");
+  EXPECT_EQ(json["pid"], guest.pid());
+  EXPECT_EQ(json["tiers"][0]["resident_bytes"], guest.resident_bytes("fast"));
+  EXPECT_EQ(json["tiers"][0]["target_bytes"], 192 * kMiB);
+  EXPECT_EQ(wait_for("stub", "one_balloon")["tiers"][1]["resident_bytes"], (*stub)->resident_bytes("slow"));
+  EXPECT_EQ(tierctl("set stub --fast 32M").status, 1) << "no driver answers there";
+  EXPECT_EQ(tierctl("set real --fast 10G").status, 1);
+
+  // One tier moves, the other does not.
+  const auto slow_before = guest.resident_bytes("slow");
+  auto o = tierctl("set real --fast 128M --wait 200");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_LE(guest.resident_bytes("fast"), 130 * kMiB);
+  EXPECT_EQ(guest.resident_bytes("slow"), slow_before);
+  o = tierctl("set real --slow 96M --wait 200");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_LE(guest.resident_bytes("slow"), 98 * kMiB);
+  EXPECT_LE(guest.resident_bytes("fast"), 130 * kMiB);
+
+  // A QEMU that hangs: the other is still served.
+  kill((*stub)->pid(), SIGSTOP);
+  wait_for("stub", "unreachable");
+  o = tierctl("set real --fast 144M --wait 200");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_TRUE(has_event("stub", "unreachable"));
+  kill((*stub)->pid(), SIGCONT);
+  wait_for("stub", "one_balloon");
+
+  // It dies and comes back under its name, as another process.
+  const int old_pid = (*stub)->pid();
+  stub->reset();
+  stub = Guest::start(options("stub", false, 64 * kMiB, 64 * kMiB));
+  ASSERT_TRUE(stub) << stub.error().message;
+  json = wait_for("stub", "one_balloon");
+  EXPECT_NE(json["pid"], old_pid);
+  EXPECT_TRUE(has_event("stub", "gone"));
+
+  // Killed while it works: the VM runs on, no balloon moves, a new one goes on from there.
+  o = tierctl("set real --fast 112M");
+  EXPECT_EQ(o.status, 0) << o.err;
+  stop(SIGKILL);
+  for (int i = 0; i < 100 && guest.resident_bytes("fast") > 114 * kMiB && i < 50; i++) std::this_thread::sleep_for(200ms);
+  const auto ordered = guest.run("cat $B/virtio*/fast_balloon_target_bytes $B/virtio*/slow_balloon_target_bytes");
+  start();
+  json = wait_for("real", "managed");
+  const auto still = guest.run("cat $B/virtio*/fast_balloon_target_bytes $B/virtio*/slow_balloon_target_bytes");
+  ASSERT_TRUE(ordered && still);
+  EXPECT_EQ(*ordered, *still);
+  const auto balloon_target = std::strtoull(still->c_str(), nullptr, 10);
+  EXPECT_EQ(json["tiers"][0]["target_bytes"], 192 * kMiB - balloon_target);
+  EXPECT_EQ(json["tiers"][1]["target_bytes"], 96 * kMiB);
+
+  std::ifstream metrics(dir + "/metrics");
+  const std::string text((std::istreambuf_iterator<char>(metrics)), {});
+  EXPECT_NE(text.find("hypertier_vm_resident_bytes{vm=\"real\",tier=\"fast\"} "), std::string::npos) << text;
+  o = tierctl("report -o " + dir + "/r.svg");
+  EXPECT_EQ(o.status, 0);
+  EXPECT_EQ(guest.console().find("Call Trace"), std::string::npos) << guest.console();
+}
+
+constexpr unsigned long long kTier = 64 * kMiB;
+
+// A guest without a kernel that obeys (or does not): each balloon takes its
+// tier from the top down.
+class StubDriver {
+ public:
+  explicit StubDriver(std::unique_ptr<QtestGuest> g) : guest(std::move(g)) {
+    // All of it is in use, but for the rings and what firmware lies over.
+    for (int t = 0; t < HT_TIERS; t++) guest->touch(base(t) + 4 * kMiB, kTier - 4 * kMiB);
+  }
+  static uint64_t base(int t) { return t * kTier; }
+  static const char* word(int t) { return t == HT_TIER_FAST ? "fast" : "slow"; }
+
+  void step() {
+    if (obeys) {
+      __u64 want[HT_TIERS];
+      hf_unpack(kTier >> 12, kTier >> 12, guest->num_pages(), &want[0], &want[1]);
+      for (int t = 0; t < HT_TIERS; t++) {
+        const uint64_t end = base(t) + kTier;
+        std::vector<std::pair<uint64_t, uint32_t>> blocks;
+        while (balloon_pages[t] + 512 <= want[t] && balloon_pages[t] + 512 <= (kTier - 8 * kMiB) >> 12) {
+          balloon_pages[t] += 512;
+          blocks.push_back({end - (balloon_pages[t] << 12), 2 * kMiB});
+          if (blocks.size() == 16) guest->report(std::exchange(blocks, {}));
+        }
+        if (!blocks.empty()) guest->report(blocks);
+        if (balloon_pages[t] > want[t]) {
+          guest->touch(end - (balloon_pages[t] << 12), (balloon_pages[t] - want[t]) << 12);
+          balloon_pages[t] = want[t];
+        }
+      }
+    }
+    if (guest->stats_taken()) {
+      auto tier = [&](int t) { return (size_pages << 32) | (claims_all_given[t] ? (kTier >> 12) - 1024 : balloon_pages[t]); };
+      guest->claim_stats({{HF_TAG_MAGIC, HF_MAGIC}, {HF_TAG_FAST, tier(0)}, {HF_TAG_SLOW, tier(1)},
+                          {HF_TAG_TARGETS, balloon_pages[0] << 32 | balloon_pages[1]}, {HF_TAG_SLOW_MISS, 0}});
+    }
+  }
+  unsigned long long resident(int t) { return guest->vm().resident_bytes(word(t)); }
+
+  std::unique_ptr<QtestGuest> guest;
+  bool obeys = true;
+  bool claims_all_given[HT_TIERS] = {};
+  uint64_t size_pages = kTier >> 12;
+  uint64_t balloon_pages[HT_TIERS] = {};
+};
+
+class Stubs : public Host {
+ protected:
+  std::map<std::string, std::unique_ptr<StubDriver>> vms;
+
+  void add(const std::string& name) {
+    auto started = QtestGuest::start(options(name, false, kTier, kTier));
+    ASSERT_TRUE(started) << started.error().message;
+    vms[name] = std::make_unique<StubDriver>(std::move(*started));
+  }
+  // All drivers, until the condition holds.
+  bool run_until(const std::function<bool()>& condition, int seconds = 300) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+    while (std::chrono::steady_clock::now() < end) {
+      for (auto& [name, driver] : vms) {
+        driver->step();
+        EXPECT_EQ(driver->guest->failure(), "") << name;
+        if (!driver->guest->failure().empty()) return false;
+      }
+      if (condition()) return true;
+      std::this_thread::sleep_for(50ms);
+    }
+    return false;
+  }
+  bool managed() {
+    for (auto& [name, driver] : vms)
+      if (const auto json = vm(name); !json.is_object() || json["state"] != "managed") return false;
+    return true;
+  }
+  bool settled(const std::map<std::string, unsigned long long>& parts) {
+    for (const auto& [name, bytes] : parts)
+      for (int t = 0; t < HT_TIERS; t++)
+        if (vm(name)["tiers"][t]["target_bytes"] != bytes || vms[name]->resident(t) > bytes + 2 * kMiB) return false;
+    return true;
+  }
+  std::string dump() { return tierctl("list").out + tierctl("events").out; }
+};
+
+TEST_F(Stubs, FourVmsByWeightAndGuaranteeAndAHostileOne) {
+  for (const char* name : {"a", "b", "c", "d"}) add(name);
+  ASSERT_FALSE(HasFatalFailure());
+  ASSERT_TRUE(run_until([&] { return managed(); })) << dump();
+
+  // 136 MiB for four VMs of 64 MiB: d is guaranteed 52; 84 over 1:2:4 is 12, 24, 48.
+  for (const auto& [name, weight] : {std::pair<std::string, int>{"a", 1}, {"b", 2}, {"c", 4}, {"d", 1}}) {
+    std::string line = "qos " + name;
+    for (const std::string tier : {"fast", "slow"})
+      line += " --" + tier + "-weight " + std::to_string(weight) + " --" + tier + "-guarantee " + (name == "d" ? "52M" : "8M");
+    const auto o = tierctl(line);
+    ASSERT_EQ(o.status, 0) << o.err;
+  }
+  const auto too_much = tierctl("qos --on --fast-capacity 40M --slow-capacity 136M");
+  EXPECT_EQ(too_much.status, 1);
+  EXPECT_NE(too_much.err.find("guarantees add up"), std::string::npos) << too_much.err;
+  ASSERT_EQ(tierctl("qos --on --fast-capacity 136M --slow-capacity 136M").status, 0);
+  const std::map<std::string, unsigned long long> parts{{"a", 12 * kMiB}, {"b", 24 * kMiB}, {"c", 48 * kMiB}, {"d", 52 * kMiB}};
+  ASSERT_TRUE(run_until([&] { return settled(parts); })) << dump();
+
+  // It stays: no order in the next ticks.
+  const auto orders = [&] {
+    int n = 0;
+    const auto json = Json::parse(tierctl("events").out, nullptr, false);
+    for (const auto& e : json["events"]) n += e["event"] == "target";
+    return n;
+  };
+  const int before = orders();
+  auto ticks = [&] { return Json::parse(tierctl("list").out, nullptr, false)["ticks_total"].get<int>(); };
+  const int first_tick = ticks();
+  ASSERT_TRUE(run_until([&] { return ticks() >= first_tick + 20; }));
+  EXPECT_EQ(orders(), before);
+  EXPECT_TRUE(settled(parts)) << dump();
+
+  std::map<std::string, std::array<unsigned long long, HT_TIERS>> held;
+  for (const char* name : {"a", "b", "d"}) held[name] = {vms[name]->resident(0), vms[name]->resident(1)};
+
+  // c says that it gave everything back, and uses all: seen as a lie, from the
+  // measurement, and the others have what they had.
+  auto& evil = *vms["c"];
+  evil.obeys = false;
+  evil.claims_all_given[0] = true;
+  evil.guest->touch(StubDriver::base(0) + 4 * kMiB, kTier - 4 * kMiB);
+  ASSERT_TRUE(run_until([&] { return has_event("c", "lie"); })) << dump();
+  EXPECT_EQ(vm("c")["tiers"][0]["lie"], true);
+  // PFNs of the other tier, of nothing, twice the same, a false actual, refaults.
+  const auto good = [&] {
+    for (const auto& [name, bytes] : held)
+      for (int t = 0; t < HT_TIERS; t++)
+        if (vms[name]->resident(t) < bytes[static_cast<size_t>(t)]) return false;
+    return true;
+  };
+  for (int round = 0; round < 10; round++) {
+    evil.guest->inflate({0xffffffff, 0x12345, static_cast<uint32_t>((StubDriver::base(1) + 8 * kMiB) >> 12), 0xfee00});
+    const auto page = static_cast<uint32_t>((StubDriver::base(0) + 8 * kMiB) >> 12);
+    evil.guest->inflate({page, page, page});
+    evil.guest->claim_actual(0xffffffff);
+    evil.guest->touch(StubDriver::base(0) + 4 * kMiB, kTier - 4 * kMiB);
+    EXPECT_TRUE(good()) << dump();
+    for (auto& [name, driver] : vms) driver->step();
+  }
+  // It refuses to obey: up the ladder, each step an event; the others stay.
+  ASSERT_TRUE(run_until([&] { return has_event("c", "lose_bonus"); })) << dump();
+  EXPECT_TRUE(has_event("c", "retry"));
+  EXPECT_TRUE(good()) << dump();
+  for (const char* name : {"a", "b", "d"})
+    for (int t = 0; t < HT_TIERS; t++)
+      EXPECT_GE(vm(name)["tiers"][t]["target_bytes"].get<unsigned long long>(), vm(name)["tiers"][t]["share"]["guarantee_bytes"].get<unsigned long long>());
+  EXPECT_FALSE(has_event("c", "pause")) << "nobody waits for a guarantee";
+  // It claims impossible tiers: refused with a sentence, nothing crashes.
+  evil.size_pages = 0xffffffff;
+  EXPECT_TRUE(run_until([&] { return evil.guest->stats_taken(); }));
+  EXPECT_EQ(tierctl("qos --off").status, 0);
+  EXPECT_TRUE(run_until([&] {
+    (void)tierctl("set c --fast 32M");
+    return has_event("c", "order_failed");
+  })) << dump();
+  const auto report = dir + "/report.svg";
+  EXPECT_EQ(system((bin("tierctl") + " vm --host-socket " + dir + "/sock report -o " + report + " >/dev/null").c_str()), 0);
+  std::ifstream svg(report);
+  const std::string text((std::istreambuf_iterator<char>(svg)), {});
+  EXPECT_NE(text.find("<svg"), std::string::npos);
+  EXPECT_NE(text.find(">d</text>"), std::string::npos);
+}
+
+TEST_F(TwoGuests, ShareTheHostByWeight) {
+  std::map<std::string, std::unique_ptr<Guest>> guests;
+  for (const char* name : {"one", "three"}) {
+    auto started = Guest::start(options(name, true, 192 * kMiB, 192 * kMiB));
+    ASSERT_TRUE(started) << started.error().message;
+    guests[name] = std::move(*started);
+    ASSERT_TRUE(guests[name]->run("insmod /modules/hyperflex.ko"));
+    wait_for(name, "managed", 120);
+  }
+  // 272 MiB of each tier: 104 are guaranteed; 272 over 1:3 would be 68 and 204.
+  ASSERT_EQ(tierctl("qos one --fast-weight 1 --slow-weight 1 --fast-guarantee 104M --slow-guarantee 104M").status, 0);
+  ASSERT_EQ(tierctl("qos three --fast-weight 3 --slow-weight 3 --fast-guarantee 104M --slow-guarantee 104M").status, 0);
+  ASSERT_EQ(tierctl("qos --on --fast-capacity 272M --slow-capacity 272M").status, 0);
+  bool reached = false;
+  for (int i = 0; i < 300 && !reached; i++) {
+    reached = true;
+    for (const auto& [name, bytes] : {std::pair<std::string, unsigned long long>{"one", 104 * kMiB}, {"three", 168 * kMiB}})
+      for (const char* tier : {"fast", "slow"}) reached &= guests[name]->resident_bytes(tier) <= bytes + 2 * kMiB;
+    std::this_thread::sleep_for(500ms);
+  }
+  EXPECT_TRUE(reached) << tierctl("list").out << tierctl("events").out;
+  for (auto& [name, guest] : guests) EXPECT_EQ(guest->console().find("Call Trace"), std::string::npos) << guest->console();
+}
+
+}  // namespace

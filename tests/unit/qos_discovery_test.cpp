@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Finding VMs in trees of /proc that the tests write themselves, and reading
+// what a guest says about itself, which may be anything.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include <hypertier/flex.h>
+
+#include "vm/discovery.hpp"
+#include "vm/link.hpp"
+
+using namespace hypertier;
+
+namespace {
+
+class Tree {
+ public:
+  Tree() {
+    char pattern[] = "/tmp/hypertier-proc-XXXXXX";
+    root = mkdtemp(pattern);
+  }
+  ~Tree() { std::filesystem::remove_all(root); }
+  void process(int pid, const std::vector<std::string>& arguments, uint64_t start = 77) {
+    const auto dir = root / "proc" / std::to_string(pid);
+    std::filesystem::create_directories(dir);
+    std::ofstream line(dir / "cmdline");
+    for (const auto& a : arguments) line << a << '\0';
+    std::ofstream(dir / "stat") << pid << " (qemu (x) 1) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 " << start << " 20 21\n";
+  }
+  std::filesystem::path root;
+};
+
+std::vector<std::string> plain(const std::string& name) {
+  return {"/usr/bin/qemu-system-x86_64", "-name", name, "-m", "8G",
+          "-object", "memory-backend-file,id=fast,mem-path=/run/vm/" + name + "/fast/memory,size=2G,share=on,align=2M",
+          "-object", "memory-backend-file,id=slow,mem-path=/run/vm/" + name + "/slow/memory,size=6144M,share=on",
+          "-numa", "node,nodeid=0,cpus=0-1,memdev=fast", "-numa", "node,nodeid=1,memdev=slow",
+          "-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on",
+          "-qmp", "unix:/run/vm/" + name + "/qmp,server=on,wait=off"};
+}
+
+TEST(Discovery, APlainCommandLine) {
+  Tree tree;
+  tree.process(100, plain("web"));
+  tree.process(200, {"/bin/bash", "-c", "qemu-system-x86_64"});
+  std::filesystem::create_directories(tree.root / "proc" / "self");
+  const auto vms = find_qemus(tree.root);
+  ASSERT_EQ(vms.size(), 1u);
+  const auto& vm = vms[0];
+  EXPECT_EQ(vm.problem, "");
+  EXPECT_EQ(vm.name, "web");
+  EXPECT_EQ(vm.start_time, 77u);
+  EXPECT_EQ(vm.qmp_path, "/run/vm/web/qmp");
+  EXPECT_EQ(vm.balloon_path, "/machine/peripheral/balloon0");
+  EXPECT_TRUE(vm.reporting);
+  EXPECT_EQ(vm.tier[HT_TIER_FAST].path, "/run/vm/web/fast/memory");
+  EXPECT_EQ(vm.tier[HT_TIER_FAST].size_bytes, 2ULL << 30);
+  EXPECT_EQ(vm.tier[HT_TIER_SLOW].size_bytes, 6ULL << 30);
+  EXPECT_EQ(vm.tier[HT_TIER_SLOW].node, 1);
+}
+
+TEST(Discovery, ALibvirtCommandLine) {
+  Tree tree;
+  std::vector<std::string> line{
+      "/usr/bin/qemu-system-x86_64", "-name", "guest=db,debug-threads=on", "-S", "-object",
+      R"({"qom-type":"secret","id":"masterKey0","format":"raw","file":"/var/lib/libvirt/qemu/domain-3-db/master-key.aes"})",
+      "-m", "size=8388608k",
+      "-object", R"({"qom-type":"memory-backend-file","id":"ram-node0","mem-path":"/run/vm/db/fast/memory","share":true,"size":2147483648,"host-nodes":[0],"policy":"bind"})",
+      "-numa", "node,nodeid=0,cpus=0-3,memdev=ram-node0",
+      "-object", R"({"qom-type":"memory-backend-file","id":"ram-node1","mem-path":"/run/vm/db/slow/memory","share":true,"size":6442450944})",
+      "-numa", "node,nodeid=1,memdev=ram-node1",
+      "-chardev", "socket,id=charmonitor,fd=31,server=on,wait=off", "-mon", "chardev=charmonitor,id=monitor,mode=control",
+      "-device", R"({"driver":"virtio-balloon-pci","id":"balloon0","bus":"pci.5","addr":"0x0","free-page-reporting":true})"};
+  tree.process(300, line);
+  auto vms = find_qemus(tree.root);
+  ASSERT_EQ(vms.size(), 1u);
+  EXPECT_EQ(vms[0].name, "db");
+  EXPECT_NE(vms[0].problem.find("libvirt"), std::string::npos) << vms[0].problem;
+  EXPECT_FALSE(vms[0].hint.empty());
+  EXPECT_EQ(vms[0].tier[HT_TIER_FAST].path, "/run/vm/db/fast/memory");
+  EXPECT_TRUE(vms[0].reporting);
+
+  // with <qemu:commandline>, which libvirt puts at the end
+  line.insert(line.end(), {"-qmp", "unix:/run/vm/db/qmp,server=on,wait=off"});
+  tree.process(300, line);
+  vms = find_qemus(tree.root);
+  EXPECT_EQ(vms[0].problem, "");
+  EXPECT_EQ(vms[0].qmp_path, "/run/vm/db/qmp");
+  EXPECT_EQ(vms[0].tier[HT_TIER_SLOW].size_bytes, 6442450944u);
+}
+
+TEST(Discovery, SaysWhatIsMissing) {
+  auto without = [](std::vector<std::string> line, const std::string& flag, const std::string& part) {
+    for (size_t i = 0; i + 1 < line.size(); i++)
+      if (line[i] == flag && line[i + 1].find(part) != std::string::npos) line.erase(line.begin() + static_cast<long>(i), line.begin() + static_cast<long>(i) + 2);
+    return parse_qemu(line).problem;
+  };
+  EXPECT_NE(without(plain("a"), "-numa", "nodeid=1").find("no slow tier"), std::string::npos);
+  EXPECT_NE(without(plain("a"), "-device", "balloon").find("virtio-balloon"), std::string::npos);
+  EXPECT_NE(without(plain("a"), "-qmp", "unix").find("QMP"), std::string::npos);
+  auto memfd = plain("a");
+  memfd[6] = "memory-backend-memfd,id=fast,size=2G,share=on";
+  EXPECT_NE(parse_qemu(memfd).problem.find("named file"), std::string::npos);
+  EXPECT_EQ(parse_qemu({"qemu-system-x86_64"}).problem.empty(), false);
+  EXPECT_EQ(parse_qemu({"qemu-system-x86_64", "-object"}).problem.empty(), false);
+  EXPECT_EQ(parse_qemu({"qemu-system-x86_64", "-object", "{broken", "-numa", ",,,=,"}).problem.empty(), false);
+}
+
+TEST(Discovery, CommasAreDoubledInOptions) {
+  auto line = plain("a");
+  line[6] = "memory-backend-file,id=fast,mem-path=/run/a,,b/memory,size=2G,share=on";
+  EXPECT_EQ(parse_qemu(line).tier[HT_TIER_FAST].path, "/run/a,b/memory");
+}
+
+TEST(Discovery, OneNameIsOneVm) {
+  Tree tree;
+  tree.process(100, plain("web"));
+  tree.process(101, plain("web"));
+  const auto vms = find_qemus(tree.root);
+  ASSERT_EQ(vms.size(), 2u);
+  EXPECT_EQ(vms[0].name, "web");
+  EXPECT_EQ(vms[1].name, "web-101");
+}
+
+TEST(Packing, EveryPairOfSizesHasItsNumber) {
+  for (const auto& [fast_mib, slow_mib] : {std::pair<uint64_t, uint64_t>{256, 512}, {2048, 6144}, {1024, 1024}, {64, 16384}, {65536, 262144}}) {
+    const uint64_t fast = fast_mib << 8, slow = slow_mib << 8;
+    const unsigned shift = hf_unit_shift(fast, slow);
+    for (uint64_t f = 0; f <= fast; f += std::max<uint64_t>(fast / 37 >> shift << shift, 1ULL << shift))
+      for (uint64_t s = 0; s <= slow; s += std::max<uint64_t>(slow / 41 >> shift << shift, 1ULL << shift)) {
+        const auto packed = hf_pack(fast, slow, f, s);
+        ASSERT_LT(packed, fast + slow) << "more than the device takes";
+        __u64 f2, s2;
+        hf_unpack(fast, slow, packed, &f2, &s2);
+        ASSERT_EQ(f2, f);
+        ASSERT_EQ(s2, s);
+      }
+    EXPECT_EQ(hf_pack(fast, slow, 0, 0), 0u);
+  }
+  // up to 4 GiB the unit is at most the 2 MiB of the reporting queue
+  EXPECT_LE(hf_unit_shift(1 << 18, 3 << 18), 9u);
+}
+
+TEST(Claims, AnythingAGuestCanSay) {
+  EXPECT_FALSE(parse_claims(nullptr).two_tier);
+  EXPECT_FALSE(parse_claims({{"stats", 7}}).two_tier);
+  nlohmann::json stats{{"stats", {{"stat-async-scans", HF_MAGIC}, {"stat-direct-scans", "text"}, {"stat-async-reclaims", -1},
+                                  {"stat-direct-reclaims", 1.5}, {"stat-alloc-stalls", ~0ULL}}}, {"last-update", "never"}};
+  const auto claims = parse_claims(stats);
+  EXPECT_TRUE(claims.two_tier);
+  EXPECT_EQ(claims.size_bytes[HT_TIER_FAST], 0u);
+  EXPECT_LE(claims.slow_miss_share, 1.0);
+  stats["stats"]["stat-direct-scans"] = (uint64_t{65536} << 32) | 512;
+  EXPECT_EQ(parse_claims(stats).size_bytes[HT_TIER_FAST], 256ULL << 20);
+  EXPECT_EQ(parse_claims(stats).balloon_bytes[HT_TIER_FAST], 2ULL << 20);
+}
+
+}  // namespace
