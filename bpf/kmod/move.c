@@ -411,11 +411,11 @@ static void flush(struct ht_exchange_run *run)
 	ht_call(try_to_unmap_flush)();
 }
 
-static void exchange(u32 nr, bool may_migrate, struct ht_exchange_run *run)
+static void exchange(u32 first, u32 nr, bool may_migrate, struct ht_exchange_run *run)
 {
-	u32 first = 0, i, pages = 0, pairs = 0;
+	u32 i, pages = 0, pairs = 0;
 
-	for (i = 0; i < nr; i++) {
+	for (i = first; i < nr; i++) {
 		if (slots[i].plan == PLAN_SWAP)
 			unmap_pair(&slots[i], may_migrate);
 		if (slots[i].unmapped) {
@@ -583,43 +583,60 @@ static void account(struct slot *slot, struct ht_exchange_run *run)
 }
 
 /* Fresh pages wait in per-CPU batches before they get on the LRU: not isolable there. */
-static u32 off_lru(u32 nr)
+static u32 off_lru(u32 first, u32 nr)
 {
 	u32 i, count = 0;
 	int s;
 
-	for (i = 0; i < nr; i++)
+	for (i = first; i < nr; i++)
 		for (s = 0; s < SIDES; s++)
 			count += slots[i].side[s].folio && !folio_test_lru(slots[i].side[s].folio);
 	return count;
 }
 
-static void move_batch(struct ht_pair *pairs, u32 nr, u32 flags, struct ht_exchange_run *run)
+/* Accounts for what is decided and moves what waits for migrate to the front. */
+static u32 keep_waiting(u32 nr, struct ht_exchange_run *run)
+{
+	u32 i, kept = 0;
+
+	for (i = 0; i < nr; i++) {
+		if (slots[i].plan == PLAN_MIGRATE)
+			slots[kept++] = slots[i];
+		else
+			account(&slots[i], run);
+	}
+	return kept;
+}
+
+static void move_all(struct ht_pair *pairs, u32 nr, u32 flags, struct ht_exchange_run *run)
 {
 	bool may_swap = ht_movers & HT_EXCHANGES && !(flags & HT_EXCHANGE_NO_SWAP);
 	bool may_migrate = ht_movers & HT_MIGRATES && !(flags & HT_EXCHANGE_NO_MIGRATE);
-	bool to_migrate = false;
-	u32 i;
+	u32 next = 0, kept = 0, used, i;
 
-	for (i = 0; i < nr; i++)
-		slots[i] = (struct slot){ .pair = &pairs[i] };
-	ht_call(lru_add_drain)();
-	look_up(slots, nr, HOT);
-	look_up(slots, nr, COLD);
-	/* Other CPUs' batches cost a round of work items: only if it pays. */
-	if (off_lru(nr) > nr / 16)
-		ht_call(lru_add_drain_all)();
-	for (i = 0; i < nr; i++)
-		choose(&slots[i], may_swap, may_migrate);
-	exchange(nr, may_migrate, run);
-	for (i = 0; i < nr; i++)
-		to_migrate |= slots[i].plan == PLAN_MIGRATE;
-	if (to_migrate) {
-		migrate(nr, COLD, run);
-		migrate(nr, HOT, run);
+	while (next < nr || kept) {
+		for (used = kept; used < BATCH_PAIRS && next < nr; used++)
+			slots[used] = (struct slot){ .pair = &pairs[next++] };
+		ht_call(lru_add_drain)();
+		look_up(slots + kept, used - kept, HOT);
+		look_up(slots + kept, used - kept, COLD);
+		/* Other CPUs' batches cost a round of work items: only if it pays. */
+		if (off_lru(kept, used) > (used - kept) / 16)
+			ht_call(lru_add_drain_all)();
+		for (i = kept; i < used; i++)
+			choose(&slots[i], may_swap, may_migrate);
+		exchange(kept, used, may_migrate, run);
+		kept = keep_waiting(used, run);
+		/* migrate_pages() flushes once a call: not for a few pages while more may come */
+		if (kept && (kept >= BATCH_PAIRS / 2 || next == nr)) {
+			migrate(kept, COLD, run);
+			migrate(kept, HOT, run);
+			for (i = 0; i < kept; i++)
+				account(&slots[i], run);
+			kept = 0;
+		}
+		cond_resched_tasks_rcu_qs();
 	}
-	for (i = 0; i < nr; i++)
-		account(&slots[i], run);
 }
 
 __bpf_kfunc_start_defs();
@@ -628,7 +645,7 @@ __bpf_kfunc int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, str
 				   u32 pairs__sz)
 {
 	u64 start_ns = ktime_get_ns();
-	u32 nr, flags, first;
+	u32 nr, flags;
 
 	if (run__sz < sizeof(*run))
 		return -EINVAL;
@@ -644,10 +661,7 @@ __bpf_kfunc int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, str
 	if (!(ht_movers & (HT_EXCHANGES | HT_MIGRATES)))
 		return -EOPNOTSUPP;
 	mutex_lock(&move_mutex);
-	for (first = 0; first < nr; first += BATCH_PAIRS) {
-		move_batch(pairs + first, min(nr - first, (u32)BATCH_PAIRS), flags, run);
-		cond_resched_tasks_rcu_qs();
-	}
+	move_all(pairs, nr, flags, run);
 	mutex_unlock(&move_mutex);
 	run->ns = ktime_get_ns() - start_ns;
 	return 0;
