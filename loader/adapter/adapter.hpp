@@ -14,12 +14,12 @@
 //   adapter->stop(); settings.restore();          // last unload
 #pragma once
 
+#include <hypertier/abi.h>
+
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
-
-#include <hypertier/abi.h>
 
 #include "machine.hpp"
 #include "result.hpp"

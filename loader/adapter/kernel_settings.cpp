@@ -33,7 +33,8 @@ class File {
 
 }  // namespace
 
-KernelSettings::KernelSettings(const Module* module, Roots roots) : module_(module), roots_(std::move(roots)) {}
+KernelSettings::KernelSettings(const Module* module, Roots roots)
+    : module_(module), roots_(std::move(roots)) {}
 
 KernelSettings::~KernelSettings() {
   // the module writes what this cannot when the device closes
@@ -55,7 +56,8 @@ Result<> KernelSettings::seat() {
   auto found = numa_balancing();
   if (found && *found != kOff) {
     File file(numa_balancing_file());
-    if (file.fd() < 0) return fail_errno("cannot open " + numa_balancing_file().string(), errno, "run as root");
+    if (file.fd() < 0)
+      return fail_errno("cannot open " + numa_balancing_file().string(), errno, "run as root");
     // first who restores it, then the change: whenever tierd dies, it is undone
     if (module_)
       if (auto left = module_->leave_restore(file.fd(), *found); !left) return left;

@@ -19,7 +19,8 @@ int collect(libbpf_print_level level, const char* format, va_list args) {
   std::vsnprintf(line, sizeof(line), format, args);
   std::string text(line);
   // one sentence of it: the verifier's log and "failed to load object" are not news
-  if (text.find("-- BEGIN PROG LOAD LOG --") != text.npos || text.find("failed to load object") != text.npos ||
+  if (text.find("-- BEGIN PROG LOAD LOG --") != text.npos ||
+      text.find("failed to load object") != text.npos ||
       text.find("failed to load BPF skeleton") != text.npos)
     return 0;
   while (!text.empty() && text.back() == '\n') text.pop_back();

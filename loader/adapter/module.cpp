@@ -43,7 +43,8 @@ Module& Module::operator=(Module&& other) noexcept {
 
 Result<ht_module_info> Module::info() const {
   ht_module_info info{};
-  if (ioctl(fd_, HT_IOC_INFO, &info) < 0) return fail_errno("cannot ask the module hypertier for its version", errno);
+  if (ioctl(fd_, HT_IOC_INFO, &info) < 0)
+    return fail_errno("cannot ask the module hypertier for its version", errno);
   if (info.abi >> 16 != HT_ABI_MAJOR)
     return fail("the module hypertier speaks ABI " + std::to_string(info.abi >> 16) + "." +
                     std::to_string(info.abi & 0xffff) + ", this tierd " + std::to_string(HT_ABI_MAJOR) + "." +
@@ -53,7 +54,8 @@ Result<ht_module_info> Module::info() const {
 }
 
 Result<> Module::set_tiers(const ht_tiers& tiers) const {
-  if (ioctl(fd_, HT_IOC_TIERS, &tiers) < 0) return fail_errno("the module hypertier refuses the tiers", errno);
+  if (ioctl(fd_, HT_IOC_TIERS, &tiers) < 0)
+    return fail_errno("the module hypertier refuses the tiers", errno);
   return {};
 }
 
@@ -70,7 +72,8 @@ Result<> Module::leave_restore(int fd, std::string_view value) const {
 }
 
 Result<> Module::forget() const {
-  if (ioctl(fd_, HT_IOC_FORGET) < 0) return fail_errno("the module hypertier refuses to forget its restores", errno);
+  if (ioctl(fd_, HT_IOC_FORGET) < 0)
+    return fail_errno("the module hypertier refuses to forget its restores", errno);
   return {};
 }
 

@@ -4,10 +4,10 @@
 // handed over.
 #pragma once
 
+#include <hypertier/abi.h>
+
 #include <filesystem>
 #include <string_view>
-
-#include <hypertier/abi.h>
 
 #include "result.hpp"
 

@@ -10,14 +10,16 @@ Result<std::unique_ptr<Mover>> Mover::open() {
   LibbpfMessages messages;
   mover->skeleton_ = mover_bpf__open_and_load();
   if (!mover->skeleton_)
-    return messages.fail("cannot load the mover's BPF programs", errno,
-                         "the module hypertier must be loaded, in the version of this tierd (tierctl version)");
+    return messages.fail(
+        "cannot load the mover's BPF programs", errno,
+        "the module hypertier must be loaded, in the version of this tierd (tierctl version)");
   auto& maps = mover->skeleton_->maps;
-  for (auto [mapped, map] : {std::pair(&mover->run_, maps.run), std::pair(&mover->ranges_, maps.ranges),
-                             std::pair(&mover->admits_, maps.admits), std::pair(&mover->results_, maps.results),
-                             std::pair(&mover->spaces_, maps.spaces), std::pair(&mover->mappings_, maps.mappings),
-                             std::pair(&mover->walks_, maps.walks), std::pair(&mover->pages_, maps.pages),
-                             std::pair(&mover->pairs_, maps.pairs), std::pair(&mover->exchange_, maps.exchange)}) {
+  for (auto [mapped, map] :
+       {std::pair(&mover->run_, maps.run), std::pair(&mover->ranges_, maps.ranges),
+        std::pair(&mover->admits_, maps.admits), std::pair(&mover->results_, maps.results),
+        std::pair(&mover->spaces_, maps.spaces), std::pair(&mover->mappings_, maps.mappings),
+        std::pair(&mover->walks_, maps.walks), std::pair(&mover->pages_, maps.pages),
+        std::pair(&mover->pairs_, maps.pairs), std::pair(&mover->exchange_, maps.exchange)}) {
     auto result = MappedMap::map(map);
     if (!result) return std::unexpected(result.error());
     *mapped = std::move(*result);

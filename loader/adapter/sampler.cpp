@@ -36,9 +36,7 @@ void store(T& shared, T value) {
 // waits for. With one CPU the kernel skips the wait, rightly: whoever runs this
 // line has interrupted no sampler. Its full barrier orders our store of
 // `active` before every later sampler's load.
-int membarrier_global() {
-  return static_cast<int>(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
-}
+int membarrier_global() { return static_cast<int>(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0)); }
 
 constexpr std::uint32_t kHintsMin = 8192;  // as many as the BPF object declares
 
@@ -52,7 +50,8 @@ __u32 hint_of(const ht_granule_key& key) {
 Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
   // Up to 2^22 = 8 TiB of tracked memory; the cursors wrap by mask.
   if (granules < 2 || granules > 1U << 22)
-    return fail("cannot track " + std::to_string(granules) + " granules", "tierd --granules takes 2 to 4194304");
+    return fail("cannot track " + std::to_string(granules) + " granules",
+                "tierd --granules takes 2 to 4194304");
   long commands = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
   if (commands < 0 || !(commands & MEMBARRIER_CMD_GLOBAL))
     return fail("this kernel has no membarrier(MEMBARRIER_CMD_GLOBAL)", "boot without nohz_full");
@@ -114,10 +113,12 @@ Result<Sampler::Attached> Sampler::attach(const SourceEvent& event, int cpu) {
   if (!attached.link) {
     int err = errno;
     close(open->fd);
-    return messages.fail("cannot attach the sampler to the event " + event.name + " on CPU " + std::to_string(cpu), err);
+    return messages.fail(
+        "cannot attach the sampler to the event " + event.name + " on CPU " + std::to_string(cpu), err);
   }
   if (attached.leader && ioctl(attached.leader.get(), PERF_EVENT_IOC_ENABLE, 0) < 0)
-    return fail_errno("cannot enable the leader of the event " + event.name + " on CPU " + std::to_string(cpu), errno);
+    return fail_errno(
+        "cannot enable the leader of the event " + event.name + " on CPU " + std::to_string(cpu), errno);
   return attached;
 }
 
@@ -152,7 +153,8 @@ Result<> Sampler::start(const ChosenSource& source) {
   sockaddr_nl kernel{};
   kernel.nl_family = AF_NETLINK;
   kernel.nl_groups = 1;
-  if (uevents_ && bind(uevents_.get(), reinterpret_cast<sockaddr*>(&kernel), sizeof(kernel)) < 0) uevents_.reset();
+  if (uevents_ && bind(uevents_.get(), reinterpret_cast<sockaddr*>(&kernel), sizeof(kernel)) < 0)
+    uevents_.reset();
 
   events_ = source.events;
   if (auto attached = attach_new_cpus(true); !attached) {
@@ -305,7 +307,8 @@ Result<> Sampler::pin(const std::filesystem::path& dir) {
                            std::pair("ht_drops", maps.ht_drops)}) {
     std::filesystem::path file = dir / name;
     if (int err = bpf_map__pin(map, file.c_str()); err < 0)
-      return messages.fail("cannot pin " + file.string(), -err, "is the BPF file system mounted at /sys/fs/bpf?");
+      return messages.fail("cannot pin " + file.string(), -err,
+                           "is the BPF file system mounted at /sys/fs/bpf?");
   }
   return {};
 }

@@ -64,8 +64,8 @@ class Sampler : public SampleSource {
   Slots slots_;
   std::vector<SourceEvent> events_;
   std::map<int, std::vector<Attached>> cpus_;
-  Fd uevents_;      // hotplug news of the kernel
-  Fd run_time_;     // keeps the kernel's BPF statistics on
+  Fd uevents_;   // hotplug news of the kernel
+  Fd run_time_;  // keeps the kernel's BPF statistics on
   bool running_ = false;
 };
 

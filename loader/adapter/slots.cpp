@@ -46,7 +46,8 @@ std::vector<Slots::Leaving> Slots::begin_drain() {
 }
 
 std::vector<std::uint32_t> Slots::end_drain() {
-  for (auto space = gone_.begin(); space != gone_.end();) space = --space->second ? std::next(space) : gone_.erase(space);
+  for (auto space = gone_.begin(); space != gone_.end();)
+    space = --space->second ? std::next(space) : gone_.erase(space);
   auto free = std::exchange(deleted_[2], std::exchange(deleted_[1], std::exchange(deleted_[0], {})));
   for (auto slot : free) known_[slot] = false;
   return free;

@@ -11,13 +11,13 @@
 //   3 the third drain cleans that one too: the slot goes back to the ring.
 #pragma once
 
+#include <hypertier/abi.h>
+
 #include <array>
 #include <cstdint>
 #include <map>
 #include <unordered_map>
 #include <vector>
-
-#include <hypertier/abi.h>
 
 namespace hypertier {
 
@@ -45,7 +45,8 @@ class Slots {
   void leave(std::uint32_t slot, std::uint64_t space, std::uint64_t granule);
 
   std::vector<bool> known_;  // by slot: in granules_ or leaving
-  std::unordered_map<std::uint64_t, std::map<std::uint64_t, std::uint32_t>> granules_;  // space, granule -> slot
+  std::unordered_map<std::uint64_t, std::map<std::uint64_t, std::uint32_t>>
+      granules_;  // space, granule -> slot
   // Spaces that were forgotten as a whole, with the drains they are remembered
   // for: samples taken just before the end show up after it, and an id is
   // never used again.

@@ -23,8 +23,8 @@ Result<std::unique_ptr<SpaceWatcher>> SpaceWatcher::open(std::uint32_t ring_byte
     if (self->handler_) (*self->handler_)(*static_cast<const ht_space_event*>(data));
     return 0;
   };
-  watcher->ring_ = ring_buffer__new(bpf_map__fd(watcher->skeleton_->maps.ht_space_events), receive, watcher.get(),
-                                    nullptr);
+  watcher->ring_ = ring_buffer__new(bpf_map__fd(watcher->skeleton_->maps.ht_space_events), receive,
+                                    watcher.get(), nullptr);
   if (!watcher->ring_) return fail_errno("cannot map the ring of process events", errno);
   return watcher;
 }
@@ -38,8 +38,9 @@ Result<> SpaceWatcher::start() {
   LibbpfMessages messages;
   auto& links = skeleton_->links;
   auto& programs = skeleton_->progs;
-  for (auto [link, program] : {std::pair(&links.ht_fork, programs.ht_fork), std::pair(&links.ht_exec, programs.ht_exec),
-                               std::pair(&links.ht_exit, programs.ht_exit)}) {
+  for (auto [link, program] :
+       {std::pair(&links.ht_fork, programs.ht_fork), std::pair(&links.ht_exec, programs.ht_exec),
+        std::pair(&links.ht_exit, programs.ht_exit)}) {
     *link = bpf_program__attach(program);
     if (!*link) {
       int err = errno;

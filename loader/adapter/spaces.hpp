@@ -2,11 +2,12 @@
 // Process events over bpf/spaces.bpf.c.
 #pragma once
 
+#include <hypertier/abi.h>
+
 #include <functional>
 #include <memory>
 
 #include "adapter/maps.hpp"
-#include <hypertier/abi.h>
 
 struct spaces_bpf;
 

@@ -21,7 +21,9 @@ std::string list_text(const std::vector<int>& nodes) {
   return text;
 }
 
-bool contains(const std::vector<int>& nodes, int node) { return std::ranges::find(nodes, node) != nodes.end(); }
+bool contains(const std::vector<int>& nodes, int node) {
+  return std::ranges::find(nodes, node) != nodes.end();
+}
 
 std::vector<int> without(const std::vector<int>& nodes, const std::vector<int>& gone) {
   std::vector<int> rest;

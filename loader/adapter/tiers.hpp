@@ -2,12 +2,12 @@
 // Which NUMA nodes are fast and which are slow, and how much room they have.
 #pragma once
 
+#include <hypertier/abi.h>
+
 #include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include <hypertier/abi.h>
 
 #include "result.hpp"
 #include "sources/source.hpp"
@@ -16,7 +16,7 @@ namespace hypertier {
 
 struct Tiers {
   std::array<std::vector<int>, HT_TIERS> nodes;  // ascending
-  std::string origin;  // "memory tiers", "nodes without CPUs", "settings"
+  std::string origin;                            // "memory tiers", "nodes without CPUs", "settings"
 
   ht_tiers masks() const;
 };

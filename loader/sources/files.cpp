@@ -18,7 +18,8 @@ Result<std::vector<int>> parse_list(std::string_view text) {
   constexpr int kMax = 4096;  // more than any kernel's CPUs or nodes on x86 after which a list is a typo
   std::vector<int> numbers;
   auto bad = [&] {
-    return fail("\"" + std::string(text) + "\" is not a list of numbers", "write it as the kernel does: 0,2-3");
+    return fail("\"" + std::string(text) + "\" is not a list of numbers",
+                "write it as the kernel does: 0,2-3");
   };
   std::string_view rest = text;
   while (!rest.empty()) {

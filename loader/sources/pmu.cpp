@@ -91,7 +91,8 @@ Result<perf_event_attr> Pmu::attr(std::string_view terms) const {
     std::uint64_t value = 1;  // a bare term is a flag
     if (equal != term.npos) {
       auto number = parse_number(term.substr(equal + 1));
-      if (!number) return fail("cannot understand the event term \"" + std::string(term) + "\" of PMU " + name_);
+      if (!number)
+        return fail("cannot understand the event term \"" + std::string(term) + "\" of PMU " + name_);
       value = *number;
     }
     if (auto set = set_term(attr, term.substr(0, equal), value); !set) return std::unexpected(set.error());

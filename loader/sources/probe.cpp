@@ -122,7 +122,8 @@ Result<OpenEvent> open_event(const SourceEvent& event, int pid, int cpu) {
     return static_cast<int>(syscall(SYS_perf_event_open, &attr, pid, cpu, group, PERF_FLAG_FD_CLOEXEC));
   };
   auto refused = [&](int err) {
-    std::string what = "cannot open the event " + event.name + (cpu >= 0 ? " on CPU " + std::to_string(cpu) : "");
+    std::string what =
+        "cannot open the event " + event.name + (cpu >= 0 ? " on CPU " + std::to_string(cpu) : "");
     switch (err) {
       case EACCES:
       case EPERM:
@@ -172,7 +173,8 @@ Result<ProbeCounts> take_probe(const std::vector<SourceEvent>& events) {
     descriptors.emplace_back(open->fd);
     rings.emplace_back(ring_bytes, MAP_SHARED, open->fd);
     if (!rings.back().ok())
-      return fail_errno("cannot map the ring of the event " + event.name, errno, "see kernel.perf_event_mlock_kb");
+      return fail_errno("cannot map the ring of the event " + event.name, errno,
+                        "see kernel.perf_event_mlock_kb");
   }
   for (const auto& descriptor : descriptors)
     if (ioctl(descriptor.get(), PERF_EVENT_IOC_ENABLE, 0) < 0)
@@ -188,9 +190,10 @@ Result<ProbeCounts> take_probe(const std::vector<SourceEvent>& events) {
 Result<ProbeResult> judge_probe(const ProbeCounts& counts, bool guest) {
   std::string records = std::to_string(counts.records);
   if (counts.records < kProbeSamplesMin)
-    return fail("the event opens but delivers almost nothing (" + records + " samples, " +
-                    std::to_string(kProbeSamplesMin) + " expected)",
-                guest ? "the hypervisor does not count this event for its guests" : "see dmesg for throttling");
+    return fail(
+        "the event opens but delivers almost nothing (" + records + " samples, " +
+            std::to_string(kProbeSamplesMin) + " expected)",
+        guest ? "the hypervisor does not count this event for its guests" : "see dmesg for throttling");
   if (counts.with_address * 10 < counts.records)
     return fail("samples arrive (" + records + ") but carry no addresses",
                 guest ? "the host's KVM hides what PEBS needs for them (baseline, load-latency MSR): "
@@ -240,7 +243,8 @@ Result<ChosenSource> probe_source(const Source& source, const SourceSettings& se
   return std::unexpected(reason);
 }
 
-Result<ChosenSource> choose_source(const SourceSettings& settings, std::string_view only, const Roots& roots) {
+Result<ChosenSource> choose_source(const SourceSettings& settings, std::string_view only,
+                                   const Roots& roots) {
   std::string refused, names, hint;
   for (const auto& source : make_sources(roots)) {
     names += (names.empty() ? "" : ", ") + std::string(source->name());
@@ -251,7 +255,8 @@ Result<ChosenSource> choose_source(const SourceSettings& settings, std::string_v
     if (!chosen.error().hint.empty())
       hint += (hint.empty() ? "" : "; ") + std::string(source->name()) + ": " + chosen.error().hint;
   }
-  if (refused.empty()) return fail("there is no source \"" + std::string(only) + "\"", "sources are: " + names);
+  if (refused.empty())
+    return fail("there is no source \"" + std::string(only) + "\"", "sources are: " + names);
   return fail("no source of samples works here (" + refused + ")", hint);
 }
 
@@ -259,7 +264,8 @@ std::vector<SourceReport> diagnose_sources(const SourceSettings& settings, const
   std::vector<SourceReport> reports;
   for (const auto& source : make_sources(roots)) {
     auto chosen = probe_source(*source, settings, roots);
-    SourceReport report{.name = std::string(source->name()), .works = chosen.has_value(), .text = {}, .hint = {}};
+    SourceReport report{
+        .name = std::string(source->name()), .works = chosen.has_value(), .text = {}, .hint = {}};
     if (chosen) {
       report.text = chosen->description + ": " + std::to_string(chosen->probe.inside) + " of " +
                     std::to_string(chosen->probe.samples) + " probed addresses right";

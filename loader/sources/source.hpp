@@ -35,7 +35,7 @@ struct SourceEvent {
   std::string name;                       // as in sysfs or the vendor's manual: "mem-loads"
   perf_event_attr attr{};                 // opened disabled; see open_event()
   std::optional<perf_event_attr> leader;  // opened first, as group leader (mem-loads-aux)
-  std::filesystem::path cpu_list;         // file with the online CPUs that have this PMU; changes with hotplug
+  std::filesystem::path cpu_list;  // file with the online CPUs that have this PMU; changes with hotplug
 };
 
 // What an active probe found. Only made when enough addresses were right.

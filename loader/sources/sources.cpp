@@ -90,7 +90,8 @@ class Pebs : public Source {
                                   std::uint64_t period) const {
     auto attr = pmu.attr(terms);
     if (!attr) return std::unexpected(attr.error());
-    SourceEvent event{.name = pmu.name() + "/" + name + "/", .attr = *attr, .leader = {}, .cpu_list = pmu.cpu_list()};
+    SourceEvent event{
+        .name = pmu.name() + "/" + name + "/", .attr = *attr, .leader = {}, .cpu_list = pmu.cpu_list()};
     set_sampling(event.attr, period, std::min(kPrecise, pmu.max_precise()));
     return event;
   }

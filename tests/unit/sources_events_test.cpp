@@ -16,7 +16,8 @@ Roots machine(const std::string& name) {
 
 using Ways = std::vector<std::vector<SourceEvent>>;
 
-Result<Ways> events(const std::string& machine_name, const std::string& source, const SourceSettings& settings = {}) {
+Result<Ways> events(const std::string& machine_name, const std::string& source,
+                    const SourceSettings& settings = {}) {
   for (auto& candidate : make_sources(machine(machine_name)))
     if (candidate->name() == source) return candidate->events(settings);
   return fail("no such source");
@@ -102,10 +103,13 @@ TEST(Pebs, RefusedWithTheReason) {
     EXPECT_FALSE(ways) << machine_name;
     return ways ? std::string() : ways.error().message + " | " + ways.error().hint;
   };
-  EXPECT_EQ(refusal("vm-without-pmu"), "this virtual machine has no PMU | give it one (QEMU: -cpu host,pmu=on)");
+  EXPECT_EQ(refusal("vm-without-pmu"),
+            "this virtual machine has no PMU | give it one (QEMU: -cpu host,pmu=on)");
   EXPECT_EQ(refusal("vm-without-pebs"),
-            "the PMU of this virtual machine has no PEBS | run HyperTier where PEBS is passed through, or on the host");
-  EXPECT_EQ(refusal("amd"), "PEBS needs an Intel CPU, this one is AuthenticAMD | AMD's IBS is not supported yet");
+            "the PMU of this virtual machine has no PEBS | run HyperTier where PEBS is passed through, or on "
+            "the host");
+  EXPECT_EQ(refusal("amd"),
+            "PEBS needs an Intel CPU, this one is AuthenticAMD | AMD's IBS is not supported yet");
 }
 
 TEST(Pebs, AGuestOfStockKvmIsToldByTheProbe) {
@@ -133,7 +137,8 @@ TEST(Probe, NinetyPercentInside) {
   EXPECT_TRUE(judge_probe({.records = 1000, .with_address = 1000, .inside = 1000}, false));
   EXPECT_TRUE(judge_probe({.records = 1000, .with_address = 1000, .inside = 900}, false));
   EXPECT_FALSE(judge_probe({.records = 1000, .with_address = 1000, .inside = 899}, false));
-  EXPECT_FALSE(judge_probe({.records = 1000, .with_address = 20, .inside = 20}, false)) << "most have no address";
+  EXPECT_FALSE(judge_probe({.records = 1000, .with_address = 20, .inside = 20}, false))
+      << "most have no address";
   EXPECT_FALSE(judge_probe({.records = 3, .with_address = 3, .inside = 3}, false)) << "too few to tell";
   EXPECT_FALSE(judge_probe({}, false));
 }
@@ -176,7 +181,8 @@ TEST(Pmu, PlacesTermsByTheFormat) {
 TEST(Lists, AsTheKernelWritesThem) {
   EXPECT_EQ(parse_list("0,2-4").value(), (std::vector{0, 2, 3, 4}));
   EXPECT_EQ(parse_list("").value(), std::vector<int>{});
-  for (auto* bad : {"x", "1,", ",1", "3-1", "1-", "-1", "0-99999999", "1;2"}) EXPECT_FALSE(parse_list(bad)) << bad;
+  for (auto* bad : {"x", "1,", ",1", "3-1", "1-", "-1", "0-99999999", "1;2"})
+    EXPECT_FALSE(parse_list(bad)) << bad;
 }
 
 }  // namespace

@@ -62,14 +62,17 @@ TEST(Tiers, RefusedWithTheReason) {
     EXPECT_FALSE(tiers);
     return tiers ? "" : tiers.error().message;
   };
-  EXPECT_EQ(refusal("one-node"), "this machine has memory on one NUMA node only (node 0): there is nothing to tier");
+  EXPECT_EQ(refusal("one-node"),
+            "this machine has memory on one NUMA node only (node 0): there is nothing to tier");
   EXPECT_EQ(refusal("two-sockets"),
             "the kernel knows one memory tier only, and every node with memory has CPUs (nodes 0,1)");
-  EXPECT_EQ(refusal("hmat", {.fast_nodes = "7", .slow_nodes = {}}), "--fast-nodes 7: node 7 has no memory here");
+  EXPECT_EQ(refusal("hmat", {.fast_nodes = "7", .slow_nodes = {}}),
+            "--fast-nodes 7: node 7 has no memory here");
   EXPECT_EQ(refusal("hmat", {.fast_nodes = "0", .slow_nodes = "0-1"}),
             "node 0 is both in --fast-nodes and in --slow-nodes");
   EXPECT_EQ(refusal("hmat", {.fast_nodes = {}, .slow_nodes = "0-1"}), "no node is left for the fast tier");
-  EXPECT_EQ(refusal("hmat", {.fast_nodes = "a", .slow_nodes = {}}), "--fast-nodes: \"a\" is not a list of numbers");
+  EXPECT_EQ(refusal("hmat", {.fast_nodes = "a", .slow_nodes = {}}),
+            "--fast-nodes: \"a\" is not a list of numbers");
 }
 
 TEST(Tiers, UseIsTheSumOfTheNodes) {
@@ -91,7 +94,9 @@ class Settings : public testing::Test {
     roots = {.sys = root / "sys", .proc = root / "proc"};
   }
   void TearDown() override { std::filesystem::remove_all(root); }
-  void set(const std::string& value) { std::ofstream(root / "proc/sys/kernel/numa_balancing") << value << '\n'; }
+  void set(const std::string& value) {
+    std::ofstream(root / "proc/sys/kernel/numa_balancing") << value << '\n';
+  }
   std::string get() { return read_line(root / "proc/sys/kernel/numa_balancing").value_or("none"); }
 
   std::filesystem::path root;
@@ -199,7 +204,8 @@ TEST(Slots, NoneIsLostOrGivenTwice) {
       }
       if (index.contains(key)) slots.seen(index[key], key.first, key.second);
     }
-    if (random() % 2) slots.forget(random() % 3 + 1, (random() % 100) * HT_GRANULE_SIZE, 100 * HT_GRANULE_SIZE);
+    if (random() % 2)
+      slots.forget(random() % 3 + 1, (random() % 100) * HT_GRANULE_SIZE, 100 * HT_GRANULE_SIZE);
     for (auto& leaving : slots.begin_drain()) {
       auto found = index.find({leaving.key.space, leaving.key.granule});
       ASSERT_NE(found, index.end());

@@ -19,9 +19,7 @@ namespace {
 
 class WithModule : public testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    ASSERT_EQ(std::system("insmod " HT_MODULE), 0);
-  }
+  static void SetUpTestSuite() { ASSERT_EQ(std::system("insmod " HT_MODULE), 0); }
   static void TearDownTestSuite() {
     EXPECT_EQ(std::system("rmmod hypertier"), 0) << "nothing holds the module";
   }
@@ -93,12 +91,19 @@ TEST_F(WithModule, SamplesMovesAndProcesses) {
   EXPECT_NEAR(static_cast<double>(hot) / (hot + cold), 0.9, 0.03);
   EXPECT_NEAR(static_cast<double>(drained.stores) / drained.samples, 0.5, 0.05);
   auto stats = (*adapter)->samples().stats();
-  for (int reason = 0; reason < HT_DROPS; ++reason) EXPECT_EQ(stats.dropped_total[reason], 0u) << "reason " << reason;
+  for (int reason = 0; reason < HT_DROPS; ++reason)
+    EXPECT_EQ(stats.dropped_total[reason], 0u) << "reason " << reason;
 
   Machine& machine = (*adapter)->machine();
   machine.spaces() = {};
   machine.spaces().nr = 1;
-  machine.spaces().req[0] = {.space = space, .seq = 0, .tier_rss_pages = 0, .pid = static_cast<__u32>(getpid()), .error = 0, .first = 0, .count = 0};
+  machine.spaces().req[0] = {.space = space,
+                             .seq = 0,
+                             .tier_rss_pages = 0,
+                             .pid = static_cast<__u32>(getpid()),
+                             .error = 0,
+                             .first = 0,
+                             .count = 0};
   auto ran = machine.run_spaces();
   ASSERT_TRUE(ran) << ran.error().message;
   ASSERT_EQ(machine.spaces().req[0].error, 0);

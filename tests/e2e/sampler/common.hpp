@@ -20,7 +20,8 @@
 namespace hypertier {
 
 inline ChosenSource page_faults() {
-  SourceEvent event{.name = "page-faults", .attr = {}, .leader = {}, .cpu_list = "/sys/devices/system/cpu/online"};
+  SourceEvent event{
+      .name = "page-faults", .attr = {}, .leader = {}, .cpu_list = "/sys/devices/system/cpu/online"};
   event.attr.size = sizeof(event.attr);
   event.attr.type = PERF_TYPE_SOFTWARE;
   event.attr.config = PERF_COUNT_SW_PAGE_FAULTS;
@@ -66,8 +67,8 @@ inline bool in_child(const std::function<int()>& body) {
 
 // Anonymous memory in single pages, at the start of a granule.
 inline char* map_pages(std::size_t bytes) {
-  char* area = static_cast<char*>(
-      mmap(nullptr, bytes + HT_GRANULE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  char* area = static_cast<char*>(mmap(nullptr, bytes + HT_GRANULE_SIZE, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (area == MAP_FAILED) return nullptr;
   auto start = (reinterpret_cast<std::uintptr_t>(area) + HT_GRANULE_SIZE - 1) & ~(HT_GRANULE_SIZE - 1);
   madvise(reinterpret_cast<void*>(start), bytes, MADV_NOHUGEPAGE);

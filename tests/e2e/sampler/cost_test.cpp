@@ -2,10 +2,9 @@
 // What a sample costs, by the kernel's own BPF statistics: against an empty
 // program on the same event, and with a thousand times more granules. Run with
 // counted instructions (lab --icount), the ratios are exact.
-#include <gtest/gtest.h>
-
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <gtest/gtest.h>
 #include <sys/ioctl.h>
 
 #include <algorithm>
@@ -26,7 +25,8 @@ void fault(char* area, std::size_t first, std::size_t last, int page) {
 
 // ns a run over pages [from, to) of so many granules: the median of 32 slices,
 // since an interrupt, or the other virtual CPU, may fall into a run.
-double median_ns(const std::function<SamplerCost()>& cost, char* area, std::size_t granules, int from, int to) {
+double median_ns(const std::function<SamplerCost()>& cost, char* area, std::size_t granules, int from,
+                 int to) {
   constexpr std::size_t kSlices = 32;
   std::vector<double> slices;
   std::size_t samples = granules * (to - from);
@@ -36,7 +36,8 @@ double median_ns(const std::function<SamplerCost()>& cost, char* area, std::size
       fault(area, i % granules, i % granules + 1, from + static_cast<int>(i / granules));
     auto after = cost();
     EXPECT_GE(after.runs_total - before.runs_total, samples / kSlices);
-    slices.push_back(static_cast<double>(after.ns_total - before.ns_total) / (after.runs_total - before.runs_total));
+    slices.push_back(static_cast<double>(after.ns_total - before.ns_total) /
+                     (after.runs_total - before.runs_total));
   }
   std::ranges::nth_element(slices, slices.begin() + kSlices / 2);
   return slices[kSlices / 2];
@@ -98,9 +99,12 @@ TEST(Cost, SamplerAgainstAnEmptyProgramAndByFootprint) {
   madvise(area, kMany * HT_GRANULE_SIZE, MADV_DONTNEED);
   Cost many = sampler_cost(**sampler, area, kMany, 1);
   EXPECT_GE((*sampler)->granules().used, kMany);
-  std::printf("ns a sample (first of its granule and epoch): empty program %.0f, sampler with %zu granules %.0f (%.0f), "
-              "with %zu %.0f (%.0f): %.2f x empty, %.2f x few\n",
-              empty_ns, kFew, few.ns, few.first_ns, kMany, many.ns, many.first_ns, many.ns / empty_ns, many.ns / few.ns);
+  std::printf(
+      "ns a sample (first of its granule and epoch): empty program %.0f, sampler with %zu granules %.0f "
+      "(%.0f), "
+      "with %zu %.0f (%.0f): %.2f x empty, %.2f x few\n",
+      empty_ns, kFew, few.ns, few.first_ns, kMany, many.ns, many.first_ns, many.ns / empty_ns,
+      many.ns / few.ns);
   EXPECT_LE(many.ns, 3 * empty_ns);
   EXPECT_LE(many.ns, 1.2 * few.ns);
   EXPECT_LE(many.first_ns, 1.2 * few.first_ns);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What one sample does to the range maps, sample by sample through the
 // sampler's own code.
-#include <gtest/gtest.h>
-
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <gtest/gtest.h>
 
 #include <array>
 #include <vector>
@@ -27,13 +26,14 @@ class Count : public testing::Test {
   void SetUp() override {
     skeleton = sampler_test_bpf__open();
     ASSERT_TRUE(skeleton);
-    for (auto [map, entries] : {std::pair(skeleton->maps.ht_index, kCapacity), std::pair(skeleton->maps.ht_granules, 2 * kCapacity),
-                                std::pair(skeleton->maps.ht_changed, 2 * kCapacity), std::pair(skeleton->maps.ht_free, kCapacity)})
+    for (auto [map, entries] :
+         {std::pair(skeleton->maps.ht_index, kCapacity), std::pair(skeleton->maps.ht_granules, 2 * kCapacity),
+          std::pair(skeleton->maps.ht_changed, 2 * kCapacity), std::pair(skeleton->maps.ht_free, kCapacity)})
       bpf_map__set_max_entries(map, entries);
     ASSERT_EQ(sampler_test_bpf__load(skeleton), 0);
-    for (auto [mapped, map] : {std::pair(&granules, skeleton->maps.ht_granules),
-                               std::pair(&changed, skeleton->maps.ht_changed),
-                               std::pair(&free_ring, skeleton->maps.ht_free)}) {
+    for (auto [mapped, map] :
+         {std::pair(&granules, skeleton->maps.ht_granules), std::pair(&changed, skeleton->maps.ht_changed),
+          std::pair(&free_ring, skeleton->maps.ht_free)}) {
       auto result = MappedMap::map(map);
       ASSERT_TRUE(result) << result.error().message;
       *mapped = std::move(*result);
@@ -42,9 +42,11 @@ class Count : public testing::Test {
     control->enabled = 1;
     control->capacity = kCapacity;
     control->free_tail = kCapacity - 1;
-    for (std::uint32_t entry = 0; entry < 2 * kCapacity; ++entry) granules.as<ht_granule>()[entry].entry = entry;
+    for (std::uint32_t entry = 0; entry < 2 * kCapacity; ++entry)
+      granules.as<ht_granule>()[entry].entry = entry;
     for (int set : {0, 1}) granules.as<ht_granule>()[set].granule = ~0ULL;
-    for (std::uint32_t i = 0; i < kCapacity - 1; ++i) free_ring.as<__u64>()[i] = kCapacity - 1 - i;  // slot 0 is none
+    for (std::uint32_t i = 0; i < kCapacity - 1; ++i)
+      free_ring.as<__u64>()[i] = kCapacity - 1 - i;  // slot 0 is none
   }
   void TearDown() override { sampler_test_bpf__destroy(skeleton); }
 
@@ -119,7 +121,8 @@ TEST_F(Count, DropsByReason) {
   EXPECT_FALSE(sample(1, 0xffff888000000000));
   EXPECT_FALSE(sample(1, 0xffffffffff600000));
   EXPECT_FALSE(sample(0, 0x1000));
-  for (std::uint64_t granule = 0; granule < kCapacity - 1; ++granule) EXPECT_TRUE(sample(1, granule << HT_GRANULE_SHIFT | 64));
+  for (std::uint64_t granule = 0; granule < kCapacity - 1; ++granule)
+    EXPECT_TRUE(sample(1, granule << HT_GRANULE_SHIFT | 64));
   EXPECT_FALSE(sample(1, 100ULL << HT_GRANULE_SHIFT));
   EXPECT_TRUE(sample(1, 64)) << "those that are in still count";
   auto now = dropped();
@@ -169,7 +172,8 @@ TEST_F(Count, AFailedInsertKeepsItsSlot) {
     ht_granule_key key{1000, i};
     ASSERT_EQ(bpf_map_delete_elem(bpf_map__fd(skeleton->maps.ht_index), &key), 0);
   }
-  for (std::uint64_t granule = 0; granule < kCapacity - 1; ++granule) EXPECT_TRUE(sample(1, granule << HT_GRANULE_SHIFT | 64));
+  for (std::uint64_t granule = 0; granule < kCapacity - 1; ++granule)
+    EXPECT_TRUE(sample(1, granule << HT_GRANULE_SHIFT | 64));
   EXPECT_EQ(control->free_head, kCapacity - 1) << "the spare was used first: no slot leaked";
 }
 

@@ -2,7 +2,6 @@
 // The shipped sampler on a real perf event: exact counts, nothing lost over
 // epochs, slots recycled, hotplug, readable maps.
 #include <gtest/gtest.h>
-
 #include <sched.h>
 
 #include <cstring>
@@ -131,7 +130,8 @@ TEST(Events, SlotsAreRecycledAfterForget) {
     Drained drained = drain(*sampler);
     auto start = reinterpret_cast<std::uintptr_t>(area);
     std::size_t found = 0;
-    for (std::size_t at = 0; at < kBytes; at += HT_GRANULE_SIZE) found += drained.pages.contains({space, (start + at) / kPage});
+    for (std::size_t at = 0; at < kBytes; at += HT_GRANULE_SIZE)
+      found += drained.pages.contains({space, (start + at) / kPage});
     ASSERT_EQ(found, 64u) << "round " << round;
     munmap(area, kBytes);
     sampler->forget(space, start, start + kBytes);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Processes are found by themselves: a scripted tree of forks, execs, vforks,
 // threads and exits against what the watcher reports.
-#include <gtest/gtest.h>
-
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -36,12 +35,14 @@ class Processes : public testing::Test {
   }
 
   void collect() {
-    auto done = watcher->events([&](const ht_space_event& event) { events.push_back(event); }, [&] { rescans++; });
+    auto done =
+        watcher->events([&](const ht_space_event& event) { events.push_back(event); }, [&] { rescans++; });
     ASSERT_TRUE(done) << done.error().message;
   }
   std::vector<ht_space_event> of(pid_t pid, const std::vector<ht_space_event>& all) {
     std::vector<ht_space_event> found;
-    std::ranges::copy_if(all, std::back_inserter(found), [&](auto& event) { return event.pid == static_cast<__u32>(pid); });
+    std::ranges::copy_if(all, std::back_inserter(found),
+                         [&](auto& event) { return event.pid == static_cast<__u32>(pid); });
     return found;
   }
   std::vector<ht_space_event> news(pid_t pid) {
@@ -254,8 +255,10 @@ TEST_F(Processes, AnOverflowMakesItLookAgain) {
   for (auto& event : first) alive.insert(event.pid);
   std::set<__u32> named;
   for (auto& event : events) {
-    if (event.kind == HT_SPACE_EXIT) named.erase(event.pid);
-    else named.insert(event.pid);
+    if (event.kind == HT_SPACE_EXIT)
+      named.erase(event.pid);
+    else
+      named.insert(event.pid);
   }
   EXPECT_TRUE(named.contains(stays.pid));
   EXPECT_TRUE(named.contains(getpid()));
