@@ -16,7 +16,7 @@ constexpr std::array<const char*, kLevels> kFast = {"#fdeedd", "#fdcb98", "#f79c
 constexpr std::array<const char*, kLevels> kSlow = {"#e6eff8", "#b3d1ea", "#6ca9d8", "#2872b3", "#0a3a73"};
 constexpr std::array<double, kLevels - 2> kSteps = {1.0 / 64, 1.0 / 16, 1.0 / 4};  // of the hottest rate
 
-constexpr double kWidth = 1240, kLeft = 150, kRight = 220, kTop = 96, kChart = 170, kStrip = 22, kMap = 460;
+constexpr double kWidth = 1240, kLeft = 150, kRight = 220, kTop = 108, kChart = 170, kStrip = 22, kMap = 460;
 constexpr double kPlot = kWidth - kLeft - kRight;
 constexpr double kMapTop = kTop + kChart + 26 + kStrip + 12;
 constexpr double kHeight = kMapTop + kMap + 76;
@@ -235,12 +235,13 @@ class Drawing {
   }
 
   void events() {
-    double right_of[2] = {0, 0};  // two rows of labels, so that neighbours do not run into each other
+    double right_of[3] = {};  // rows of labels, so that neighbours do not run into each other
     for (size_t i = 0; i < frames_.size(); i++) {
       const std::string& event = frames_[i].event;
       if (event.empty()) continue;
       double at = x(begin(i));
-      int row = at < right_of[0] ? 1 : 0;
+      int row = 0;
+      while (row < 2 && at < right_of[row]) row++;
       double y = kTop - 8 - 13 * row;
       out_ += line(at, y + 2, at, kMapTop + kMap, "stroke=\"#b3003c\" stroke-width=\"1.3\" stroke-dasharray=\"5 3\"");
       out_ += label(at + 3, y, event, "font-size=\"11\" fill=\"#b3003c\" paint-order=\"stroke\" stroke=\"#fff\" stroke-width=\"4\"");

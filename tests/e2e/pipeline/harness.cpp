@@ -237,6 +237,23 @@ const std::string kTracing = "/sys/kernel/tracing/";
 constexpr std::array<const char*, 2> kFlushFunctions = {"flush_tlb_mm_range", "arch_tlbbatch_flush"};
 std::string flush_event(const char* function) { return kTracing + "events/ht_flush/" + function + "/"; }
 
+constexpr const char* kFlushTrace = "/sys/kernel/tracing/events/tlb/tlb_flush/";
+constexpr const char* kTrigger = "hist:keys=common_pid.execname";
+// Sent to other CPUs, or done here for one address space; not task switches.
+constexpr const char* kTraceTrigger = "hist:keys=common_pid.execname if reason == 4 || reason == 3";
+
+// "{ common_pid: tierd           [       123] } hitcount:         17"
+uint64_t hits_of(const std::string& histogram, const std::string& comm) {
+  uint64_t sum = 0;
+  std::istringstream text(read_file(histogram));
+  for (std::string line; std::getline(text, line);) {
+    char name[64];
+    unsigned long long hits;
+    if (std::sscanf(line.c_str(), "{ common_pid: %63s [ %*d] } hitcount: %llu", name, &hits) == 2 && comm == name) sum += hits;
+  }
+  return sum;
+}
+
 void append_line(const std::string& path, const std::string& line) {
   int fd = open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
   std::string text = line + "\n";
@@ -250,26 +267,20 @@ FlushCounter::FlushCounter() {
   for (const char* function : kFlushFunctions) {
     if (access(flush_event(function).c_str(), F_OK) != 0)
       append_line(kTracing + "kprobe_events", std::string("p:ht_flush/") + function + " " + function);
-    append_line(flush_event(function) + "trigger", "hist:keys=common_pid.execname");
+    append_line(flush_event(function) + "trigger", kTrigger);
   }
+  append_line(std::string(kFlushTrace) + "trigger", kTraceTrigger);
 }
 
 FlushCounter::~FlushCounter() {
-  for (const char* function : kFlushFunctions) append_line(flush_event(function) + "trigger", "!hist:keys=common_pid.execname");
+  for (const char* function : kFlushFunctions) append_line(flush_event(function) + "trigger", std::string("!") + kTrigger);
+  append_line(std::string(kFlushTrace) + "trigger", std::string("!") + kTraceTrigger);
 }
 
-// "{ common_pid: tierd           [       123] } hitcount:         17"
-uint64_t FlushCounter::by(const std::string& comm) {
-  uint64_t sum = 0;
-  for (const char* function : kFlushFunctions) {
-    std::istringstream hist(read_file(flush_event(function) + "hist"));
-    for (std::string line; std::getline(hist, line);) {
-      char name[64];
-      unsigned long long hits;
-      if (std::sscanf(line.c_str(), "{ common_pid: %63s [ %*d] } hitcount: %llu", name, &hits) == 2 && comm == name) sum += hits;
-    }
-  }
-  return sum;
+FlushCounter::Count FlushCounter::by(const std::string& comm) {
+  Count count{hits_of(std::string(kFlushTrace) + "hist", comm), 0};
+  for (const char* function : kFlushFunctions) count.calls += hits_of(flush_event(function) + "hist", comm);
+  return count;
 }
 
 void write_file(const std::string& path, const std::string& text) {

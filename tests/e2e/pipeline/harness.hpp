@@ -125,14 +125,19 @@ void tighten_reserve();
 // Node of each page; negative: not there.
 std::vector<int> nodes_of(pid_t pid, const std::vector<uint64_t>& addresses);
 
-// Counts calls of the TLB flush functions with kprobes in tracefs, by the name
-// of the task that asked for them: what tierd's moves cost, not what exec and
-// munmap of everybody else do.
+// TLB flushes that a task asked for, by its name: what tierd's moves cost, not
+// what exec and munmap of everybody else do. `flushes` were carried out, here or
+// by an interrupt to other CPUs (tracepoint tlb_flush); `calls` also holds those
+// that found nothing to flush, since the process is not running on any CPU
+// (kprobes on flush_tlb_mm_range and arch_tlbbatch_flush).
 class FlushCounter {
  public:
   FlushCounter();
   ~FlushCounter();
-  uint64_t by(const std::string& comm);
+  struct Count {
+    uint64_t flushes = 0, calls = 0;
+  };
+  Count by(const std::string& comm);
 };
 
 void write_file(const std::string& path, const std::string& text);  // dies on failure

@@ -38,7 +38,14 @@ class Checks {
   int failed_ = 0;
 };
 
-void seat(const std::string& policy) { tierctl({"load", policy}); }
+std::vector<std::string> settings;  // of hyperplace, for trying others than its own
+
+void seat(const std::string& policy) {
+  std::vector<std::string> load = {"load", policy};
+  if (policy == "hyperplace")
+    for (const std::string& setting : settings) load.insert(load.end(), {"--set", setting});
+  tierctl(load);
+}
 void unseat() { tierctl({"unload"}); }
 
 Truth window(Child& workload, Meter& meter, uint64_t operations) {
@@ -186,16 +193,27 @@ struct RedisRun {
 
 // The same keys, the same operations in the same order, whatever is seated.
 RedisRun redis_run(const std::string& policy, uint64_t seed) {
-  constexpr uint64_t kKeys = 90000, kValueBytes = 2000, kWarm = 450000, kMeasured = 75000;
+  constexpr uint64_t kKeys = 90000, kValueBytes = 2000, kWarm = 250000, kMeasured = 300000, kStep = 25000;
   tighten_reserve();
   Redis redis(seed, kKeys, kValueBytes);
   RedisRun run;
   run.start = placement(redis.server.pid());
   seat(policy);
-  redis.load.ask("run " + std::to_string(kWarm), "done");
+  Meter meter(redis.server.pid());
+  std::printf("      %-10s", policy.c_str());
+  auto work = [&](uint64_t operations) {
+    for (; operations; operations -= kStep) {
+      std::printf(" %.2f", window(redis.load, meter, kStep).ratio());
+      std::fflush(stdout);
+    }
+  };
+  work(kWarm);
+  std::printf(" |");
   run.fast_pages = placement(redis.server.pid()).fast_pages;
   truth_reset();
-  redis.load.ask("run " + std::to_string(kMeasured), "done");
+  meter = Meter(redis.server.pid());
+  work(kMeasured);
+  std::printf("\n");
   run.ratio = truth(redis.server.pid()).ratio();
   run.best = best_ratio(redis.server.pid(), run.fast_pages);
   Counters done = counters();
@@ -232,6 +250,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   uint64_t seed = 1;
   CLI::App* hotset = app.add_subcommand("hotset", "hot pieces come to fast memory, again after a shift");
+  app.add_option("--set", settings, "key=value: a setting of hyperplace");
   hotset->add_option("--seed", seed);
   CLI::App* four = app.add_subcommand("four", "fast memory goes to the processes that work");
   CLI::App* redis = app.add_subcommand("redis", "young keys come to fast memory");
