@@ -22,7 +22,7 @@ struct hyperplace_settings {
 
 #define HYPERPLACE_DEFAULTS { \
 	.scale = 0, .alpha = 2, .tau_split = 0, .split_sigmas = 4, .uneven = 64, \
-	.merge_idle_epochs = 8, .min_age_epochs = 3, .admit_sigmas = 5 }
+	.merge_idle_epochs = 8, .min_age_epochs = 1, .admit_sigmas = 5 }
 
 /*
  * A decayed count C = sum d^i x_i of Poisson samples has variance C / (1 + d);

@@ -11,7 +11,8 @@
 //   run N    make N accesses, then "done"
 //   go       run until told otherwise ("ok"); pause: stop doing so ("ok")
 //   shift    another hot set, disjoint from the present one ("shifted")
-//   place    hot pieces to the fast node, cold ones out of it: the oracle ("placed")
+//   place best   hot pieces to the fast node, as many cold pages out of it ("placed");
+//   place worst  the other way round: where slow-hot starts
 //   stats    counters ("stats"); verify: read every line ("verified")
 //   stop     verify, answer "stopped" and exit; exit status 1 if memory was wrong
 #include <fcntl.h>
@@ -147,18 +148,15 @@ class Hotset {
     return {{"errors_total", errors_}, {"writes_total", writes_}, {"writes_found", sum}, {"ok", errors_ == 0 && !lost}};
   }
 
-  bool place() {
-    bool ok = true;
-    // As many cold pages leave as hot ones come: the capacity stays what it was.
-    uint64_t wanted = 0;
+  // As many pages come as go: the capacity in use stays what it was.
+  json place(bool best) {
     std::vector<void*> hot = pages_of(0, hot_pieces_), cold = pages_of(hot_pieces_, pieces_);
-    std::vector<void*> in = on_node(hot, options_.slow_node);
-    wanted = in.size();
-    std::vector<void*> out = on_node(cold, options_.fast_node);
-    if (out.size() > wanted) out.resize(wanted);
-    ok &= move(out, options_.slow_node);
-    ok &= move(in, options_.fast_node);
-    return ok;
+    std::vector<void*> in = on_node(best ? hot : cold, options_.slow_node);
+    std::vector<void*> out = on_node(best ? cold : hot, options_.fast_node);
+    const size_t count = std::min(in.size(), out.size());
+    in.resize(count);
+    out.resize(count);
+    return {{"asked_pages", 2 * count}, {"moved_pages", move(out, options_.slow_node) + move(in, options_.fast_node)}};
   }
 
  private:
@@ -231,16 +229,18 @@ class Hotset {
 
   static std::vector<void*> on_node(std::vector<void*>& pages, int node) {
     std::vector<int> status(pages.size());
-    if (move_pages(0, pages.size(), pages.data(), nullptr, status.data(), 0)) die("move_pages cannot tell the nodes");
+    if (!pages.empty() && move_pages(0, pages.size(), pages.data(), nullptr, status.data(), 0)) die("move_pages cannot tell the nodes");
     std::vector<void*> found;
     for (size_t i = 0; i < pages.size(); i++)
       if (status[i] == node) found.push_back(pages[i]);
     return found;
   }
 
-  static bool move(std::vector<void*>& pages, int node) {
+  // How many of them are there now: a page that is held by somebody stays.
+  static size_t move(std::vector<void*>& pages, int node) {
     std::vector<int> nodes(pages.size(), node), status(pages.size());
-    return pages.empty() || move_pages(0, pages.size(), pages.data(), nodes.data(), status.data(), MPOL_MF_MOVE) == 0;
+    if (!pages.empty() && move_pages(0, pages.size(), pages.data(), nodes.data(), status.data(), MPOL_MF_MOVE) < 0) die("move_pages failed");
+    return on_node(pages, node).size();
   }
 
   Options options_;
@@ -306,8 +306,8 @@ int main(int argc, char** argv) {
     } else if (*command == "shift") {
       hotset.shift();
       workload::answer("shifted", hotset.where());
-    } else if (*command == "place") {
-      workload::answer("placed", {{"ok", hotset.place()}});
+    } else if (*command == "place best" || *command == "place worst") {
+      workload::answer("placed", hotset.place(*command == "place best"));
     } else if (*command == "stats") {
       workload::answer("stats", hotset.stats());
     } else if (*command == "verify") {

@@ -240,6 +240,8 @@ void say(const Options& options, const std::string& text) {
 std::vector<Result> redis_stage(const Options& options, FlushCounter& flushes) {
   constexpr uint64_t kKeys = 90000, kValue = 2000, kOperations = 12500;
   say(options, "redis: redis-server of this distribution, 90,000 keys of 2000 bytes; old keys fill the fast tier, young ones get the slow one");
+  tighten_reserve();
+  truth_reset();
   Redis redis(options.seed, kKeys, kValue);
   Placement at = placement(redis.server.pid());
   say(options, "redis: filled, " + std::to_string(at.fast_pages / 256) + " MiB fast, " + std::to_string(at.slow_pages / 256) + " MiB slow");
@@ -247,7 +249,7 @@ std::vector<Result> redis_stage(const Options& options, FlushCounter& flushes) {
   Result latest{"redis_latest", "redis, youngest keys hottest", {}, {}};
   Stage stage(options, "redis latest", redis.server.pid(), redis.load, kOperations);
   stage.seat("static");
-  stage.windows(2);
+  stage.windows(4);
   latest.before = stage.windows(6);
   Cost from = cost(flushes);
   stage.seat("hyperplace");
@@ -277,6 +279,8 @@ std::vector<Result> redis_stage(const Options& options, FlushCounter& flushes) {
 Result hotset_stage(const Options& options, FlushCounter& flushes) {
   constexpr uint64_t kOperations = 650000;
   say(options, "hotset: 384 MiB, of which 64 MiB in scattered pieces of 2 MiB take 90 % of the accesses; all of them start slow, the fast tier is full");
+  tighten_reserve();
+  truth_reset();
   Child hotset({"hotset", "--seed", std::to_string(options.seed), "--place", "slow-hot"});
   json where = hotset.expect("ready");
   char text[96];
@@ -359,7 +363,6 @@ int main(int argc, char** argv) {
 
   write_file("/proc/sys/kernel/bpf_stats_enabled", "1");
   const Model timing = model();
-  tighten_reserve();
   FlushCounter flushes;
   std::vector<Result> results;
   json machine = tierctl({"status"});

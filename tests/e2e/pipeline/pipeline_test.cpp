@@ -57,33 +57,25 @@ Truth window(Child& workload, Meter& meter, uint64_t operations) {
 
 constexpr uint64_t kEpochAccesses = 650000;  // about half a second of the guest's clock
 
-struct Step {
-  uint64_t epoch;
-  double ratio;
-};
-
-// Runs until 40 epochs are over; the ratio of each stretch.
-std::vector<Step> forty_epochs(Child& workload, Meter& meter, uint64_t operations) {
-  std::vector<Step> steps;
+// Runs until 0.95 of the best possible holds for three stretches on end, or 40
+// epochs are over.
+void reach(Checks& checks, const char* when, Child& workload, Meter& meter, uint64_t operations, double best) {
   const uint64_t first = counters().epochs;
-  for (;;) {
-    Truth seen = window(workload, meter, operations);
-    uint64_t epoch = counters().epochs - first;
-    if (epoch > kEpochs && !steps.empty()) return steps;
-    steps.push_back({epoch, seen.ratio()});
+  uint64_t epoch = 0, reached = 0;
+  int held = 0;
+  double ratio = 0;
+  std::printf("      %s, epoch:true hit ratio", when);
+  while (held < 3 && epoch < kEpochs) {
+    ratio = window(workload, meter, operations).ratio();
+    epoch = counters().epochs - first;
+    std::printf(" %llu:%.3f", static_cast<unsigned long long>(epoch), ratio);
+    std::fflush(stdout);
+    held = ratio >= 0.95 * best ? held + 1 : 0;
+    if (held == 1) reached = epoch;
   }
-}
-
-void judge(Checks& checks, const char* when, const std::vector<Step>& steps, double best) {
-  auto reached = std::find_if(steps.begin(), steps.end(), [&](const Step& step) { return step.ratio >= 0.95 * best; });
-  std::printf("      %s:", when);
-  for (const Step& step : steps) std::printf(" %llu:%.3f", static_cast<unsigned long long>(step.epoch), step.ratio);
   std::printf("\n");
-  checks.that(reached != steps.end(), "%s: 0.95 of the best possible reached within %llu epochs (after %llu)", when,
-              static_cast<unsigned long long>(kEpochs),
-              static_cast<unsigned long long>(reached == steps.end() ? 0 : reached->epoch));
-  checks.that(steps.back().ratio >= 0.95 * best, "%s: true hit ratio %.3f at epoch %llu, best possible %.3f, share %.3f", when,
-              steps.back().ratio, static_cast<unsigned long long>(steps.back().epoch), best, steps.back().ratio / best);
+  checks.that(held > 0 && reached <= kEpochs, "%s: true hit ratio %.3f, %.3f of the best possible (%.3f), which needs 0.95 within 40 epochs: after %llu",
+              when, ratio, ratio / best, best, static_cast<unsigned long long>(reached));
 }
 
 std::vector<uint64_t> hot_pages(const json& where) {
@@ -98,41 +90,46 @@ void hotset_test(Checks& checks, uint64_t seed) {
   tighten_reserve();
   Child hotset({"hotset", "--size", "384M", "--hot", "64M", "--piece", "2M", "--seed", std::to_string(seed), "--place", "slow-hot"});
   json where = hotset.expect("ready");
+  Placement start = placement(hotset.pid());
+  Meter meter(hotset.pid());
+
+  // What the best placement gives in the same capacity, measured.
+  auto place = [&](const std::string& how) {
+    json placed = hotset.ask("place " + how, "placed");
+    const uint64_t asked = placed.at("asked_pages"), moved = placed.at("moved_pages");
+    checks.that(asked - moved <= asked / 1000, "place %s: %llu of %llu pages moved", how.c_str(), static_cast<unsigned long long>(moved), static_cast<unsigned long long>(asked));
+  };
+  place("best");
+  window(hotset, meter, kEpochAccesses);
+  const double best = window(hotset, meter, 2 * kEpochAccesses).ratio();
+  place("worst");
   Tiers tier = tiers();
   checks.that(tier.free_share() < 0.01, "the fast tier is full: %.2f %% free", 100 * tier.free_share());
   std::vector<int> nodes = nodes_of(hotset.pid(), hot_pages(where));
   auto fast = std::count(nodes.begin(), nodes.end(), tier.fast_node);
-  checks.that(fast == 0, "all %zu hot pages start slow (%ld do not)", nodes.size(), static_cast<long>(fast));
-  Placement start = placement(hotset.pid());
-  Meter meter(hotset.pid());
-
-  window(hotset, meter, kEpochAccesses);  // fills the simulated cache
+  checks.that(fast <= static_cast<long>(nodes.size() / 1000), "%zu hot pages start slow, %ld do not", nodes.size(), static_cast<long>(fast));
+  window(hotset, meter, kEpochAccesses);
   Truth before = window(hotset, meter, kEpochAccesses);
   std::printf("      nothing seated: true hit ratio %.3f\n", before.ratio());
 
   seat("hyperplace");
-  std::vector<Step> first = forty_epochs(hotset, meter, kEpochAccesses);
+  reach(checks, "first", hotset, meter, kEpochAccesses, best);
   hotset.ask("shift", "shifted");
-  std::vector<Step> shifted = forty_epochs(hotset, meter, kEpochAccesses);
+  reach(checks, "shifted", hotset, meter, kEpochAccesses, best);
   json status = tierctl({"status"});
   Counters done = counters();
   unseat();
 
-  // What the best placement gives in the same capacity, measured.
   Placement end = placement(hotset.pid());
   checks.that(end.fast_pages >= start.fast_pages * 95 / 100, "its share of the fast tier is kept: %llu pages at start, %llu at the end",
               static_cast<unsigned long long>(start.fast_pages), static_cast<unsigned long long>(end.fast_pages));
-  checks.that(hotset.ask("place", "placed").at("ok"), "the oracle could place all hot pages");
-  window(hotset, meter, kEpochAccesses);
-  double best = window(hotset, meter, 2 * kEpochAccesses).ratio();
-
-  judge(checks, "first", first, best);
-  judge(checks, "shifted", shifted, best);
   checks.that(hotset.ask("stop", "stopped").at("ok") && hotset.wait() == 0, "no byte of 384 MiB wrong, no write lost");
-  std::printf("      epochs %llu, samples %llu, promoted %llu, demoted %llu, failed %llu pages; status %s\n",
+  const double density = status.at("s");
+  checks.that(density > 0.15 && density < 0.3, "s = %.3f samples per fast-tier page and epoch", density);
+  std::printf("      epochs %llu, samples %llu, promoted %llu, demoted %llu, failed %llu pages\n",
               static_cast<unsigned long long>(done.epochs), static_cast<unsigned long long>(done.samples),
               static_cast<unsigned long long>(done.promoted), static_cast<unsigned long long>(done.demoted),
-              static_cast<unsigned long long>(done.failed), status.dump().c_str());
+              static_cast<unsigned long long>(done.failed));
 }
 
 // ---------------------------------------------------------- four processes
@@ -193,8 +190,9 @@ struct RedisRun {
 
 // The same keys, the same operations in the same order, whatever is seated.
 RedisRun redis_run(const std::string& policy, uint64_t seed) {
-  constexpr uint64_t kKeys = 90000, kValueBytes = 2000, kWarm = 250000, kMeasured = 300000, kStep = 25000;
+  constexpr uint64_t kKeys = 90000, kValueBytes = 2000, kWarm = 150000, kMeasured = 200000, kStep = 25000;
   tighten_reserve();
+  truth_reset();  // the one before left its page counts
   Redis redis(seed, kKeys, kValueBytes);
   RedisRun run;
   run.start = placement(redis.server.pid());
@@ -235,7 +233,7 @@ void redis_test(Checks& checks, uint64_t seed) {
   auto total = static_cast<double>(still.start.fast_pages + still.start.slow_pages);
   double difference = std::abs(static_cast<double>(still.start.fast_pages) - static_cast<double>(placed.start.fast_pages)) / total;
   checks.that(still.start.slow_pages > 0.2 * total, "the youngest keys start slow: %.0f %% of the memory", 100 * still.start.slow_pages / total);
-  checks.that(difference < 0.03, "both start from the same placement (they differ in %.1f %%)", 100 * difference);
+  checks.that(difference < 0.05, "both start from the same placement (they differ in %.1f %%)", 100 * difference);
   checks.that(still.moved == 0, "static moved nothing");
   checks.that(placed.ratio >= still.ratio + 0.20, "true hit ratio %.3f, %.3f above static", placed.ratio, placed.ratio - still.ratio);
   // Both runs make the same accesses; the oracle knows the measured window beforehand.
