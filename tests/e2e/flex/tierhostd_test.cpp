@@ -177,7 +177,12 @@ TEST_F(Tierhostd, MovesARealGuestAndSurvivesWhatQemusDo) {
   stub->reset();
   stub = Guest::start(options("stub", false, 64 * kMiB, 64 * kMiB));
   ASSERT_TRUE(stub) << stub.error().message;
-  json = wait_for("stub", "one_balloon");
+  // Until the next tick the old one is still listed as it was.
+  for (int i = 0; i < 100; i++) {
+    json = wait_for("stub", "one_balloon");
+    if (json["pid"] != old_pid) break;
+    std::this_thread::sleep_for(200ms);
+  }
   EXPECT_NE(json["pid"], old_pid);
   EXPECT_TRUE(has_event("stub", "gone"));
 
@@ -193,6 +198,11 @@ TEST_F(Tierhostd, MovesARealGuestAndSurvivesWhatQemusDo) {
   ASSERT_TRUE(ordered && still);
   EXPECT_EQ(*ordered, *still);
   const auto balloon_target = std::strtoull(still->c_str(), nullptr, 10);
+  // The guest's answer comes with its next statistics.
+  for (int i = 0; i < 100 && json["tiers"][0]["target_bytes"] != 192 * kMiB - balloon_target; i++) {
+    std::this_thread::sleep_for(200ms);
+    json = wait_for("real", "managed");
+  }
   EXPECT_EQ(json["tiers"][0]["target_bytes"], 192 * kMiB - balloon_target);
   EXPECT_EQ(json["tiers"][1]["target_bytes"], 96 * kMiB);
 
