@@ -240,10 +240,17 @@ void Daemon::end_epoch() {
 
 void Daemon::arm_timer(std::uint32_t epoch_ms) {
   itimerspec spec{};
-  spec.it_interval.tv_sec = epoch_ms / 1000;
-  spec.it_interval.tv_nsec = static_cast<long>(epoch_ms % 1000) * 1'000'000;
-  spec.it_value = spec.it_interval;
-  timerfd_settime(timer_.get(), 0, &spec, nullptr);
+  if (epoch_ms != 0) {
+    // From the end of the last epoch, not from now: swaps in quick succession
+    // would put the next epoch off again and again.
+    constexpr std::uint64_t kSecond = 1'000'000'000;
+    const std::uint64_t first = tiering_->last_epoch_ns() + epoch_ms * 1'000'000ULL;
+    spec.it_value.tv_sec = static_cast<time_t>(first / kSecond);
+    spec.it_value.tv_nsec = static_cast<long>(first % kSecond);
+    spec.it_interval.tv_sec = epoch_ms / 1000;
+    spec.it_interval.tv_nsec = static_cast<long>(epoch_ms % 1000) * 1'000'000;
+  }
+  timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &spec, nullptr);
 }
 
 void Daemon::note(std::string kind, std::string policy, std::string text) {

@@ -51,6 +51,7 @@ class Tiering {
   const PolicyObject& policy() const { return policy_; }
   std::uint32_t epoch_ms() const { return policy_.info().epoch_ms; }
   std::uint64_t generation() const { return generation_; }
+  std::uint64_t last_epoch_ns() const { return last_epoch_ns_; }  // its end, CLOCK_MONOTONIC
   std::uint64_t epoch_number() const { return report_ ? report_->scope.epoch : 0; }
 
   int events_fd() const { return adapter_->events_fd(); }

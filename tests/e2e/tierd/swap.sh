@@ -33,7 +33,7 @@ check_equal "samples that reached the engine" "$(get /sampler_samples_total <"$w
 check_equal "samples lost before the sampler" 0 "$(labctl vpebs --json | get /lost_total)"
 epochs=$(($(counter epochs_total) - epochs_before))
 samples=$(($(status /sampler_samples_total) - samples_before))
-check_at_least "epochs that ended meanwhile" 5 $epochs
+check_at_least "epochs that ended meanwhile: swaps do not put them off" $((swaps / 3)) $epochs
 check_at_least "samples taken meanwhile" 1000 $samples
 echo "$swaps swaps, $epochs epochs, $samples samples, $(status /dropped+) dropped"
 
