@@ -51,6 +51,19 @@ class SampleSource {
   // reference is valid during the call only.
   [[nodiscard]] virtual Result<> drain(const std::function<void(const ht_granule&)>& fold) = 0;
 
+  // Accessed bits that were read since the last call; a source of samples has
+  // none. The reference is valid during the call only.
+  virtual void drain_bits(const std::function<void(const ht_bits&)>& fold) { (void)fold; }
+
+  // Where accessed bits are worth reading: all that is managed of a space, by a
+  // process that has it; nothing when the space is gone.
+  virtual void manage(__u64 space, __u32 pid, std::span<const ht_mapping> mappings) {
+    (void)space, (void)pid, (void)mappings;
+  }
+
+  // The interval between clearing and testing that would tell most now.
+  virtual void aim(__u64 interval_ns) { (void)interval_ns; }
+
   // The space is gone or unmapped [start, end): its granules may be reused.
   virtual void forget(__u64 space, __u64 start, __u64 end) = 0;
 

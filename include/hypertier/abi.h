@@ -106,6 +106,21 @@ struct ht_control {
 	__u64 free_tail;	/* one past the last filled (tierd) */
 };
 
+/*
+ * What reading the accessed bits of a granule told: the bits were cleared, and
+ * tested interval_ns later. Bit i of checked and set is page i; a page that is
+ * not checked was not mapped both times.
+ */
+struct ht_bits {
+	__u64 space;
+	__u64 granule;
+	__u64 interval_ns;
+	__u64 checked[HT_GRANULE_PAGES / 64];
+	__u64 set[HT_GRANULE_PAGES / 64];
+	__u32 huge;	/* 1: a PMD maps it, its one bit stands for all pages */
+	__u32 _pad;
+};
+
 /* ---------------------------------------------------- processes (sampler) */
 
 enum ht_space_event_kind {

@@ -135,6 +135,11 @@ void AdaptivePartition::fold(const ht_granule& granule, const Stray& stray) {
   if (at < end) slice(nullptr, at, end);
 }
 
+__u64 AdaptivePartition::close(__u64 fast_pages) {
+  // What lies in no range was unmapped since it was read.
+  return bits_.count(fast_pages, [this](const ht_granule& granule) { fold(granule, [](__u64, __u32) {}); });
+}
+
 // Fills mapping.ranges: what old ranges of the same kind cover stays theirs,
 // the rest is grown or new.
 void AdaptivePartition::inherit(Mapping& mapping, const std::vector<Mapping>& old) {
@@ -184,6 +189,7 @@ void AdaptivePartition::inherit(Mapping& mapping, const std::vector<Mapping>& ol
 }
 
 void AdaptivePartition::map(__u64 space, std::span<const ht_mapping> wanted) {
+  bits_.keep(space, wanted);
   std::vector<Mapping>& mappings = spaces_[space];
   std::vector<Mapping> old = std::move(mappings);
   mappings = {};

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "bits.hpp"
 #include "engine.hpp"
 #include "partition.hpp"
 
@@ -13,10 +14,14 @@ namespace hypertier {
 
 class AdaptivePartition final : public Partition {
  public:
-  explicit AdaptivePartition(const EngineSettings& settings) : settings_(settings) {}
+  explicit AdaptivePartition(const EngineSettings& settings)
+      : settings_(settings), bits_(settings.min_range_bytes < HT_GRANULE_SIZE) {}
 
   void begin(__u64 epoch) override;
   void fold(const ht_granule& granule, const Stray& stray) override;
+  void fold(const ht_bits& bits) override { bits_.fold(bits); }
+  __u64 close(__u64 fast_pages) override;
+  __u64 bits_interval_ns() const override { return bits_.interval_ns(); }
   void map(__u64 space, std::span<const ht_mapping> mappings) override;
   void drop(__u64 space) override;
   std::size_t fill(std::span<tier_range> out) override;
@@ -79,6 +84,7 @@ class AdaptivePartition final : public Partition {
   void inherit(Mapping& mapping, const std::vector<Mapping>& old);
 
   const EngineSettings& settings_;
+  BitRates bits_;
   __u64 epoch_ = 0;
   __u32 next_id_ = 1;
   std::size_t ranges_ = 0;    // all

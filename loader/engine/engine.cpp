@@ -61,11 +61,16 @@ Result<EpochReport> Engine::epoch(const EpochInput& input) {
   struct Watcher final : Spaces::Watcher {
     Partition& partition;
     SampleSource& source;
-    Watcher(Partition& p, SampleSource& s) : partition(p), source(s) {}
-    void mapped(__u64 space, std::span<const ht_mapping> managed) override { partition.map(space, managed); }
+    const Spaces& spaces;
+    Watcher(Partition& p, SampleSource& s, const Spaces& all) : partition(p), source(s), spaces(all) {}
+    void mapped(__u64 space, std::span<const ht_mapping> managed) override {
+      partition.map(space, managed);
+      source.manage(space, spaces.pid_of(space), managed);
+    }
     void unmapped(__u64 space, __u64 start, __u64 end) override { source.forget(space, start, end); }
     void gone(__u64 space) override {
       partition.drop(space);
+      source.manage(space, 0, {});
       source.forget(space, 0, HT_UNKNOWN64);
     }
   };
@@ -76,7 +81,7 @@ Result<EpochReport> Engine::epoch(const EpochInput& input) {
   partition.begin(epoch);
 
   // Mappings before samples: what was mapped in this epoch is known by then.
-  Watcher watcher(partition, source_);
+  Watcher watcher(partition, source_, *spaces_);
   auto polled = spaces_->poll(epoch, machine_, watcher);
   if (!polled) return std::unexpected(polled.error());
   report.spaces_polled = polled->spaces;
@@ -96,6 +101,14 @@ Result<EpochReport> Engine::epoch(const EpochInput& input) {
     partition.fold(granule, stray);
   });
   if (!drained) return std::unexpected(drained.error());
+  source_.drain_bits([&](const ht_bits& bits) {
+    ++report.granules;
+    // only one with activity can have changed what it maps
+    if (std::any_of(std::begin(bits.set), std::end(bits.set), [](__u64 word) { return word != 0; })) spaces_->urgent(bits.space);
+    partition.fold(bits);
+  });
+  samples += partition.close(input.fast_capacity_pages);
+  if (__u64 interval_ns = partition.bits_interval_ns()) source_.aim(interval_ns);
   totals_.samples_total += samples;
   for (int s = 0; s < kStrays; ++s) totals_.stray_samples_total[s] += report.stray_samples[s];
 

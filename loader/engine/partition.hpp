@@ -48,6 +48,17 @@ class Partition {
   using Stray = std::function<void(__u64 address, __u32 samples)>;
   virtual void fold(const ht_granule& granule, const Stray& stray) = 0;
 
+  // Takes in what the accessed bits of one granule told. Pages outside of all
+  // ranges are left out.
+  virtual void fold(const ht_bits& bits) = 0;
+
+  // The epoch is folded. How many samples its bits amount to; 0 without bits.
+  virtual __u64 close(__u64 fast_pages) = 0;
+
+  // The interval at which bits tell most: 1 / mean rate of the hottest
+  // fast_pages of the last close(). 0: not known.
+  virtual __u64 bits_interval_ns() const = 0;
+
   // All that the space maps and that is to be managed: sorted, disjoint.
   virtual void map(__u64 space, std::span<const ht_mapping> mappings) = 0;
   virtual void drop(__u64 space) = 0;

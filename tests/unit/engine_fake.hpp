@@ -347,6 +347,15 @@ class FakeSource : public SampleSource {
     granules.clear();
     return {};
   }
+  void drain_bits(const std::function<void(const ht_bits&)>& fold) override {
+    for (const ht_bits& b : bits) fold(b);
+    bits.clear();
+  }
+  void manage(__u64 space, __u32 pid, std::span<const ht_mapping> mappings) override {
+    managed[space] = {pid, {mappings.begin(), mappings.end()}};
+    if (mappings.empty()) managed.erase(space);
+  }
+  void aim(__u64 interval_ns) override { aimed_ns = interval_ns; }
   void forget(__u64 space, __u64 start, __u64 end) override { forgotten.push_back({space, start, end}); }
   ht_sampler_stats stats() override { return {}; }
 
@@ -356,6 +365,9 @@ class FakeSource : public SampleSource {
   };
   std::map<std::pair<__u64, __u64>, ht_granule> granules;
   std::vector<Forgotten> forgotten;
+  std::vector<ht_bits> bits;
+  std::map<__u64, std::pair<__u32, std::vector<ht_mapping>>> managed;  // by space
+  __u64 aimed_ns = 0;
 };
 
 inline ht_space_event event(ht_space_event_kind kind, __u32 pid, __u64 space, const char* comm = "work") {
