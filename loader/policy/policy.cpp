@@ -337,7 +337,7 @@ Result<> PolicyObject::read_policy_struct() {
       cgroup_id_offset_ = offset;
     } else if (name == "name") {
       std::array<char, sizeof(tier_exit_info::message)> text{};
-      const auto room = std::min<std::size_t>({text.size() - 1, size - offset, 32});
+      const auto room = std::min<std::size_t>({text.size() - 1, offset < size ? size - offset : 0, 32});
       std::memcpy(text.data(), data + offset, room);
       if (!printable_name(text.data(), room))
         return fail(file_ + " is no policy: its name is empty, longer than 31 characters, or not made of a-z, 0-9, _ . and -",
