@@ -4,6 +4,9 @@
  * counts, so that it covers guest faults, KVM, pwrite, fallocate, punches by
  * anybody and swap alike. What a guest asks for (madvise, balloon requests) is
  * not looked at: it can ask for anything.
+ *
+ * A fault passes one hook, which finds its file in an array: a hash lookup and
+ * a second hook would cost more than all the rest.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_core_read.h>
@@ -14,34 +17,28 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Only files that tierhostd entered are counted: the rest costs one lookup. */
+/* Only files that tierhostd entered are counted. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, HF_TIERS_MAX);
-	__type(key, struct hf_tier_key);
-	__type(value, struct hf_tier_usage);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, HF_SLOTS);
+	__type(key, __u32);
+	__type(value, struct hf_tier_slot);
 } balloon_tiers SEC(".maps");
 
-/* Pages that a tier is to have; a map of its own, because tierhostd writes it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, HF_TIERS_MAX);
-	__type(key, struct hf_tier_key);
-	__type(value, __u64);
-} balloon_targets SEC(".maps");
-
-static __always_inline struct hf_tier_key key_of(struct inode *inode)
+static __always_inline struct hf_tier_slot *slot_of(struct inode *inode)
 {
 	struct hf_tier_key key = { .dev = inode->i_sb->s_dev, .ino = inode->i_ino };
+	__u32 probe;
 
-	return key;
-}
+	for (probe = 0; probe < HF_SLOT_PROBES; probe++) {
+		__u32 index = hf_slot(key, probe);
+		struct hf_tier_slot *slot = bpf_map_lookup_elem(&balloon_tiers, &index);
 
-static __always_inline struct hf_tier_usage *usage_of(struct inode *inode)
-{
-	struct hf_tier_key key = key_of(inode);
-
-	return bpf_map_lookup_elem(&balloon_tiers, &key);
+		if (slot && slot->key.ino == key.ino && slot->key.dev == key.dev)
+			return slot;
+	}
+	return NULL;
 }
 
 static __always_inline __u64 pages_of(struct folio *folio)
@@ -55,59 +52,43 @@ static __always_inline __u64 pages_of(struct folio *folio)
 SEC("fexit/shmem_recalc_inode")
 int BPF_PROG(ht_recalc, struct inode *inode, long alloced, long swapped)
 {
-	struct hf_tier_usage *usage = usage_of(inode);
+	struct hf_tier_slot *slot = slot_of(inode);
 	struct shmem_inode_info *info;
+	__u64 pages;
 	int i;
 
-	if (!usage)
+	if (!slot)
 		return 0;
-	info = (void *)inode - bpf_core_field_offset(struct shmem_inode_info, vfs_inode);
+	info = bpf_core_cast((void *)inode - bpf_core_field_offset(struct shmem_inode_info, vfs_inode),
+			     struct shmem_inode_info);
 	/*
 	 * Outside of the inode's lock: two CPUs may store in the wrong order. Who
 	 * stores last looks again, so the last look wins.
 	 */
 	for (i = 0; i < 4; i++) {
-		__u64 pages = BPF_CORE_READ(info, alloced);
-
-		*(volatile __u64 *)&usage->alloced_pages = pages;
-		usage->swapped_pages = BPF_CORE_READ(info, swapped);
-		if (BPF_CORE_READ(info, alloced) == pages)
+		pages = info->alloced;
+		*(volatile __u64 *)&slot->usage.alloced_pages = pages;
+		slot->usage.swapped_pages = info->swapped;
+		if (*(volatile unsigned long *)&info->alloced == pages)
 			break;
 	}
-	return 0;
-}
-
-SEC("fexit/shmem_add_to_page_cache")
-int BPF_PROG(ht_add, struct folio *folio, struct address_space *mapping, unsigned long index, void *expected,
-	     gfp_t gfp, int ret)
-{
-	struct hf_tier_usage *usage;
-	struct hf_tier_key key;
-	__u64 pages, *target;
-
-	if (ret)
-		return 0;
-	usage = usage_of(mapping->host);
-	if (!usage)
-		return 0;
-	pages = pages_of(folio);
-	__sync_fetch_and_add(&usage->in_pages_total, pages);
-	key = key_of(mapping->host);
-	target = bpf_map_lookup_elem(&balloon_targets, &key);
-	if (target && usage->alloced_pages - usage->swapped_pages + pages > *target)
-		__sync_fetch_and_add(&usage->refault_pages_total, pages);
+	if (alloced > 0) {
+		__sync_fetch_and_add(&slot->usage.in_pages_total, alloced);
+		if (slot->target_pages && pages - slot->usage.swapped_pages > slot->target_pages)
+			__sync_fetch_and_add(&slot->usage.refault_pages_total, alloced);
+	}
 	return 0;
 }
 
 SEC("tp_btf/mm_filemap_delete_from_page_cache")
 int BPF_PROG(ht_delete, struct folio *folio)
 {
-	struct hf_tier_usage *usage;
+	struct hf_tier_slot *slot;
 
 	if (!folio->mapping)
 		return 0;
-	usage = usage_of(folio->mapping->host);
-	if (usage)
-		__sync_fetch_and_add(&usage->out_pages_total, pages_of(folio));
+	slot = slot_of(folio->mapping->host);
+	if (slot)
+		__sync_fetch_and_add(&slot->usage.out_pages_total, pages_of(folio));
 	return 0;
 }

@@ -488,6 +488,11 @@ static void answer_stats_fn(struct work_struct *work)
 	struct hyperflex *hf = container_of(work, struct hyperflex, answer_stats);
 	unsigned int len;
 
+	/* An order that waits for the work item counts: what is said to be aimed at
+	 * is what the host asked last, however long the step takes that is under way.
+	 */
+	if (READ_ONCE(hf->config_seen))
+		read_config(hf);
 	if (virtqueue_get_buf(hf->stats_vq, &len))
 		send_stats(hf);
 }

@@ -26,6 +26,7 @@ class Accounting {
   // The file behind a tier; fails if it is gone.
   [[nodiscard]] virtual Result<TierUsage> read(const std::string& path) = 0;
   virtual void set_target(const std::string& path, uint64_t target_bytes) = 0;
+  virtual void forget(const std::string& path) = 0;  // the VM is gone, maybe its file too
 };
 
 enum class AccountingMode { kBpf, kTracepoint, kBlocks };

@@ -186,6 +186,7 @@ void HostDaemon::discover() {
       it->second.worker->wake.notify_all();
     }
     event(it->first, "gone", "", "QEMU " + std::to_string(vm.pid) + " has ended");
+    for (const auto& tier : vm.tier) accounting_->forget(tier.path);
     it = vms_.erase(it);
   }
   for (const auto& vm : found) {
@@ -218,7 +219,7 @@ void HostDaemon::measure() {
       if (file.path.empty()) continue;
       if (auto usage = accounting_->read(file.path)) vm.usage[t] = *usage;
       // What it has is what it was told last, by whomever.
-      if (vm.target_bytes[t] == HT_UNKNOWN64 && vm.reachable && vm.claims.two_tier) {
+      if (vm.target_bytes[t] == HT_UNKNOWN64 && vm.reachable && vm.claims.two_tier && vm.claims.fresh) {
         vm.target_bytes[t] = file.size_bytes - std::min(file.size_bytes, vm.claims.balloon_target_bytes[t]);
         accounting_->set_target(file.path, vm.target_bytes[t]);
       }
@@ -344,6 +345,7 @@ Json HostDaemon::vm_json(const std::string& name, const Managed& vm) {
                   : !vm.reachable       ? "unreachable"
                   : !vm.claims.two_tier ? "one_balloon"
                   : stale               ? "silent"
+                  : vm.target_bytes[0] == HT_UNKNOWN64 ? "asking"
                                         : "managed";
   json["problem"] = !info.problem.empty() ? Json(info.problem)
                     : !vm.reachable       ? Json(vm.error)
@@ -410,6 +412,9 @@ Result<Json> HostDaemon::command_set(const Json& request) {
   if (!(*vm)->reachable) return fail("VM " + info.name + " cannot be reached: " + (*vm)->error);
   if (!(*vm)->claims.two_tier)
     return fail("the guest of " + info.name + " does not run hyperflex.ko", "Load it in the guest: insmod hyperflex.ko.");
+  // Half an order would move the other tier too.
+  if ((*vm)->target_bytes[0] == HT_UNKNOWN64)
+    return fail("the guest of " + info.name + " has not said yet what it aims at", "It answers once a second; try again.");
   if (qos_on_ && rule != rules_.end() && rule->second.share)
     return fail("QoS decides the memory of " + info.name, "Change its share with tierctl vm qos, or turn QoS off: tierctl vm qos --off.");
   auto target = (*vm)->target_bytes;

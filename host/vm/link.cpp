@@ -2,6 +2,7 @@
 #include "vm/link.hpp"
 
 #include <algorithm>
+#include <chrono>
 
 #include <hypertier/flex.h>
 
@@ -73,10 +74,13 @@ Result<GuestClaims> VmLink::ask() {
   if (fresh) {
     auto polling = command("qom-set", {{"path", balloon_path_}, {"property", "guest-stats-polling-interval"}, {"value", 1}});
     if (!polling) return std::unexpected(polling.error());
+    connected_s_ = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   }
   auto stats = command("qom-get", {{"path", balloon_path_}, {"property", "guest-stats"}});
   if (!stats) return std::unexpected(stats.error());
-  return parse_claims(*stats);
+  auto claims = parse_claims(*stats);
+  claims.fresh = claims.updated_s > connected_s_;  // whole seconds: the same one may be before
+  return claims;
 }
 
 Result<> VmLink::order(const GuestClaims& claims, std::array<uint64_t, HT_TIERS> target_bytes, uint64_t memory_bytes) {

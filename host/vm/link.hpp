@@ -18,6 +18,9 @@ namespace hypertier {
 // What the guest says about itself. Claims: nothing is paid for by them.
 struct GuestClaims {
   bool two_tier = false;  // hyperflex.ko answers
+  // Answered since we are connected. QEMU keeps the last answer, which may be
+  // older than the last order of a tierhostd that is gone.
+  bool fresh = false;
   std::array<uint64_t, HT_TIERS> size_bytes{};
   std::array<uint64_t, HT_TIERS> balloon_bytes{};
   std::array<uint64_t, HT_TIERS> balloon_target_bytes{};
@@ -49,6 +52,7 @@ class VmLink {
   std::string qmp_path_;
   std::string balloon_path_;
   std::unique_ptr<Qmp> qmp_;
+  int64_t connected_s_ = 0;  // Unix time
 };
 
 // The claims in a balloon's "guest-stats" property.

@@ -75,11 +75,30 @@ struct hf_tier_key {
 struct hf_tier_usage {
 	__u64 alloced_pages;	/* of the file: st_blocks / 8; swapped ones included */
 	__u64 swapped_pages;
-	__u64 in_pages_total;
+	__u64 in_pages_total;	/* newly held; coming back from swap is not */
 	__u64 out_pages_total;
 	__u64 refault_pages_total; /* of those in: that brought the tier above its target */
 };
 
-#define HF_TIERS_MAX 4096
+/*
+ * The slots of the accounting: found by a cheap function of the key and a few
+ * probes, because every fault of every shmem file on the host looks.
+ */
+struct hf_tier_slot {
+	struct hf_tier_key key;	/* ino 0: free */
+	__u64 target_pages;	/* 0: none */
+	struct hf_tier_usage usage;
+};
+
+#define HF_SLOT_BITS 10
+#define HF_SLOTS (1U << HF_SLOT_BITS)
+#define HF_SLOT_PROBES 4U
+
+static inline __u32 hf_slot(struct hf_tier_key key, __u32 probe)
+{
+	__u64 mixed = (key.ino + (key.dev << 40)) * 0x9e3779b97f4a7c15ULL;
+
+	return ((__u32)(mixed >> (64 - HF_SLOT_BITS)) + probe) & (HF_SLOTS - 1);
+}
 
 #endif /* HYPERTIER_FLEX_H */

@@ -166,12 +166,15 @@ TEST_P(AccountingTest, EqualsTheFilesAtEveryStep) {
   printf("%s: equal to st_blocks at %d checkpoints\n", accounting->name().c_str(), checkpoints);
 }
 
-// What the hooks cost where pages are faulted in, interleaved.
+// What the hooks cost where pages are faulted in, interleaved. Under --icount a
+// nanosecond is half an instruction, whatever else this machine does: only there
+// the bound is asserted.
 TEST_P(AccountingTest, CostOfAFault) {
   if (GetParam() != AccountingMode::kBpf) GTEST_SKIP();
   const char* path = "/dev/shm/flex-cost";
   const int file = ::open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
-  constexpr size_t kBytes = 32 * kMiB;
+  constexpr size_t kBytes = 8 * kMiB;
+  const bool counted = getenv("FLEX_ICOUNT");
   ASSERT_EQ(ftruncate(file, kBytes), 0);
   auto round = [&] {
     fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, kBytes);
@@ -199,7 +202,11 @@ TEST_P(AccountingTest, CostOfAFault) {
   std::sort(with.begin(), with.end());
   std::sort(without.begin(), without.end());
   const double cost = with[3] / without[3] - 1;
-  printf("a fault: %.0f ns without, %.0f ns with the hooks: %+.1f %% (emulated CPU)\n", without[3], with[3], cost * 100);
+  printf("a fault: %.0f %s without, %.0f with the hooks: %+.1f %%\n", without[3] / (counted ? 2 : 1), counted ? "instructions" : "ns",
+         with[3] / (counted ? 2 : 1), cost * 100);
+  if (counted) {
+    EXPECT_LT(cost, 0.10);
+  }
   RecordProperty("overhead_permille", static_cast<int>(cost * 1000));
   close(file);
   unlink(path);
