@@ -4,6 +4,7 @@
 #pragma once
 
 #include <poll.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -67,6 +68,28 @@ class Commands {
   std::string buffer_;
   bool ended_ = false;
 };
+
+// Burns instructions without touching memory: the access rate under -icount is
+// set by instructions, since sleeping would hide the task from everything that
+// follows its run time.
+inline void burn(uint64_t blocks_of_32) {
+  while (blocks_of_32--) {
+    uint64_t x = 0;
+    asm volatile(".rept 30\n\tadd $1, %0\n\t.endr" : "+r"(x));
+  }
+}
+
+inline uint64_t now_ns() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+// Calls slice() until so many milliseconds of the guest's clock are over.
+template <class F>
+void for_ms(uint64_t ms, F&& slice) {
+  for (const uint64_t until = now_ns() + ms * 1000000; now_ns() < until;) slice();
+}
 
 inline void answer(std::string_view word, const nlohmann::json& facts) {
   std::printf("%.*s %s\n", static_cast<int>(word.size()), word.data(), facts.dump().c_str());

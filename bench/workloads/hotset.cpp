@@ -8,7 +8,7 @@
 // write is seen by `verify`.
 //
 // Commands on stdin, one answer each on stdout (a word and a JSON object):
-//   run N    make N accesses, then "done"
+//   run N    make N accesses, then "done"; for N: as many as N milliseconds hold
 //   go       run until told otherwise ("ok"); pause: stop doing so ("ok")
 //   shift    another hot set, disjoint from the present one ("shifted")
 //   place best   hot pieces to the fast node, as many cold pages out of it ("placed");
@@ -32,6 +32,7 @@
 #include "commands.hpp"
 
 using nlohmann::json;
+using workload::burn;
 using workload::Random;
 
 namespace {
@@ -65,16 +66,6 @@ struct Options {
   std::fprintf(stderr, "hotset: %s%s\n", what.c_str(), errno ? (std::string(": ") + strerror(errno)).c_str() : "");
   if (!hint.empty()) std::fprintf(stderr, "HINT: %s\n", hint.c_str());
   std::exit(1);
-}
-
-// Burns instructions without touching memory: the access rate under -icount is
-// set by instructions, since sleeping would hide the task from everything that
-// follows its run time.
-inline void burn(uint64_t blocks_of_32) {
-  while (blocks_of_32--) {
-    uint64_t x = 0;
-    asm volatile(".rept 30\n\tadd $1, %0\n\t.endr" : "+r"(x));
-  }
 }
 
 uint64_t node_free_bytes(int node) {
@@ -299,6 +290,9 @@ int main(int argc, char** argv) {
     }
     if (auto accesses = workload::argument(*command, "run")) {
       hotset.run(*accesses);
+      workload::answer("done", hotset.stats());
+    } else if (auto ms = workload::argument(*command, "for")) {
+      workload::for_ms(*ms, [&] { hotset.run(kSlice); });
       workload::answer("done", hotset.stats());
     } else if (*command == "go" || *command == "pause") {
       going = *command == "go";

@@ -283,6 +283,19 @@ FlushCounter::Count FlushCounter::by(const std::string& comm) {
   return count;
 }
 
+std::map<std::string, uint64_t> FlushCounter::calls() {
+  std::map<std::string, uint64_t> calls;
+  for (const char* function : kFlushFunctions) {
+    std::istringstream text(read_file(flush_event(function) + "hist"));
+    for (std::string line; std::getline(text, line);) {
+      char name[64];
+      unsigned long long hits;
+      if (std::sscanf(line.c_str(), "{ common_pid: %63s [ %*d] } hitcount: %llu", name, &hits) == 2) calls[name] += hits;
+    }
+  }
+  return calls;
+}
+
 void write_file(const std::string& path, const std::string& text) {
   int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
   bool ok = fd >= 0 && write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// ht-bench-cell: one workload under one tiering system, inside the lab. Judged
+// by the truth of the simulated memory, by where pages really are, and by the
+// kernel's own counters; writes one JSON file.
+#include <dirent.h>
+#include <signal.h>
+#include <numaif.h>
+#include <time.h>
+
+#include <algorithm>
+#include <fstream>
+#include <optional>
+#include <sstream>
+
+#include <CLI/CLI.hpp>
+
+#include "../cases.hpp"
+#include "system.hpp"
+
+using namespace bench;
+using e2e::Child;
+using e2e::die;
+using e2e::json;
+
+namespace {
+
+constexpr uint64_t kPagesPerBin = 512;  // of the heat map: 2 MiB
+constexpr double kVainSeconds = 5;      // 10 epochs
+
+struct Options {
+  std::string workload, system, build, out, commit;
+  uint64_t seed = 1;
+  unsigned seconds = 0, shift_s = 0;
+  unsigned window_ms = 1000;
+  uint64_t usable_mib = 0, period = 0;
+  std::vector<std::string> settings;
+};
+
+double now_s() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+// ---------------------------------------------------------- the fast node
+
+// Huge pages, which cannot be moved here, hold down what the workload is not
+// to have: all systems start from the same room.
+void hold_down(uint64_t usable_bytes) {
+  e2e::write_file("/sys/kernel/mm/transparent_hugepage/enabled", "never");
+  e2e::write_file("/proc/sys/vm/drop_caches", "3");
+  const std::string pool = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
+  for (int round = 0; round < 3; round++) {  // what could not be had at once, after compaction
+    const uint64_t free = e2e::tiers().fast_free_bytes, held = std::stoull(e2e::read_file(pool));
+    if (free <= usable_bytes) break;
+    e2e::write_file(pool, std::to_string(held + ((free - usable_bytes) >> 21)));
+  }
+  const uint64_t free = e2e::tiers().fast_free_bytes;
+  if (free > usable_bytes + (4 << 20) || free + (8 << 20) < usable_bytes)
+    die("the fast node has " + std::to_string(free >> 20) + " MiB free instead of " + std::to_string(usable_bytes >> 20));
+}
+
+void keep_off_fast_node() {
+  unsigned long mask = 2;
+  set_mempolicy(MPOL_PREFERRED, &mask, 64);
+}
+
+// --------------------------------------------------------------- workload
+
+struct Workload {
+  std::unique_ptr<e2e::Redis> redis;  // server and driver
+  std::unique_ptr<Child> server, driver;
+  pid_t pid = 0;  // whose memory it is about
+  json ready;
+
+  Child& hand() { return redis ? redis->load : *driver; }
+  bool stop() {
+    if (redis) {
+      redis->stop();  // ends the program if a value was wrong
+      return true;
+    }
+    json result = driver->ask("stop", "stopped");
+    const int status = driver->wait();
+    if (server) server->signal(SIGTERM);
+    if (server) server->wait();
+    return status == 0 && result.value("ok", result.value("errors_total", 1) == 0);
+  }
+};
+
+Workload start_workload(const Case& one, uint64_t seed) {
+  constexpr uint64_t kKeys = 90000, kValueBytes = 2000;
+  Workload workload;
+  if (one.command[0] == "redis") {
+    workload.redis = std::make_unique<e2e::Redis>(seed, kKeys, kValueBytes);
+    workload.pid = workload.redis->server.pid();
+    return workload;
+  }
+  std::vector<std::string> command = one.command;
+  if (command[0] == "memcached") {
+    const std::string socket = "/tmp/ht-memcached.sock";
+    workload.server = std::make_unique<Child>(std::vector<std::string>{"memcached", "-s", socket, "-U", "0", "-m", "512", "-t", "1", "-u", "root"});
+    for (int i = 0; access(socket.c_str(), F_OK) != 0; i++) {
+      if (i == 200) die("memcached does not start", "apt-get install memcached");
+      usleep(50000);
+    }
+    command = {"kvload", "--memcached", "--socket", socket, "--keys", std::to_string(kKeys), "--value", std::to_string(kValueBytes)};
+  }
+  command.insert(command.end(), {"--seed", std::to_string(seed)});
+  workload.driver = std::make_unique<Child>(command);
+  workload.ready = workload.driver->expect("ready");
+  workload.pid = workload.server ? workload.server->pid() : workload.driver->pid();
+  return workload;
+}
+
+// --------------------------------------------------------------- counters
+
+std::map<std::string, uint64_t> vmstat() {
+  std::map<std::string, uint64_t> all;
+  std::ifstream file("/proc/vmstat");
+  std::string name;
+  for (uint64_t value; file >> name >> value;)
+    for (const char* wanted : {"pgpromote_", "pgdemote_", "pgmigrate_", "numa_hint_faults", "numa_pte_updates", "pswpout", "compact_migrate_scanned"})
+      if (name.starts_with(wanted)) all[name] = value;
+  return all;
+}
+
+// Time on a CPU by name of the task, all its threads.
+std::map<std::string, uint64_t> cpu_ns() {
+  std::map<std::string, uint64_t> all;
+  auto each = [](const std::string& dir, auto&& use) {
+    DIR* handle = opendir(dir.c_str());
+    while (dirent* entry = handle ? readdir(handle) : nullptr)
+      if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9') use(dir + "/" + entry->d_name);
+    if (handle) closedir(handle);
+  };
+  each("/proc", [&](const std::string& process) {
+    each(process + "/task", [&](const std::string& task) {
+      std::string comm = e2e::read_file(task + "/comm");
+      if (!comm.empty()) comm.pop_back();
+      all[comm] += std::strtoull(e2e::read_file(task + "/schedstat").c_str(), nullptr, 10);
+    });
+  });
+  return all;
+}
+
+json difference(const std::map<std::string, uint64_t>& from, const std::map<std::string, uint64_t>& to, uint64_t least = 1) {
+  json all = json::object();
+  for (auto& [name, value] : to) {
+    auto before = from.find(name);
+    const uint64_t base = before == from.end() ? 0 : before->second;
+    if (value >= base + least) all[name] = value - base;
+  }
+  return all;
+}
+
+// ------------------------------------------------------------------- pages
+
+// Follows where pages are from one look to the next.
+class Tracker {
+ public:
+  explicit Tracker(std::vector<PagePlace> places) {
+    for (const PagePlace& place : places) pages_.push_back({place.page, place.node, -1e9});
+  }
+
+  void look(const std::vector<PagePlace>& places, double when) {
+    std::vector<Page> next;
+    next.reserve(places.size());
+    size_t at = 0;
+    for (const PagePlace& place : places) {
+      while (at < pages_.size() && pages_[at].page < place.page) at++;
+      if (at == pages_.size() || pages_[at].page != place.page) {
+        next.push_back({place.page, place.node, -1e9});
+        continue;
+      }
+      Page page = pages_[at];
+      if (page.node != place.node) {
+        (place.node == 0 ? promoted_ : demoted_)++;
+        if (when - page.moved_s <= kVainSeconds) vain_++;  // the move before was for nothing
+        page.node = place.node;
+        page.moved_s = when;
+      }
+      next.push_back(page);
+    }
+    pages_ = std::move(next);
+  }
+
+  json facts() const {
+    const uint64_t moves = promoted_ + demoted_;
+    return {{"promoted_pages_seen", promoted_}, {"demoted_pages_seen", demoted_}, {"moved_back_within_s", kVainSeconds},
+            {"moves_in_vain", vain_}, {"share_in_vain", moves ? static_cast<double>(vain_) / static_cast<double>(moves) : 0.0}};
+  }
+
+ private:
+  struct Page {
+    uint64_t page;
+    uint8_t node;
+    double moved_s;
+  };
+  std::vector<Page> pages_;
+  uint64_t promoted_ = 0, demoted_ = 0, vain_ = 0;
+};
+
+// Misses between two looks, by page; sorted by page.
+std::vector<PageMisses> minus(const std::vector<PageMisses>& to, const std::vector<PageMisses>& from) {
+  std::vector<PageMisses> all;
+  all.reserve(to.size());
+  size_t at = 0;
+  for (PageMisses page : to) {
+    while (at < from.size() && from[at].page < page.page) at++;
+    if (at < from.size() && from[at].page == page.page)
+      for (int node = 0; node < 2; node++) page.misses[node] -= from[at].misses[node];
+    if (page.total()) all.push_back(page);
+  }
+  return all;
+}
+
+struct Best {
+  double ratio = 0;
+  std::vector<uint64_t> hot_pages;  // of the best ones, those well above the mean; sorted
+};
+
+// What so many fast pages could have caught, known afterwards.
+Best best_of(std::vector<PageMisses> pages, uint64_t capacity, size_t resident) {
+  Best best;
+  std::sort(pages.begin(), pages.end(), [](auto& a, auto& b) { return a.total() > b.total(); });
+  uint64_t sum = 0, top = 0;
+  for (auto& page : pages) sum += page.total();
+  const double mean = static_cast<double>(sum) / static_cast<double>(std::max<size_t>(resident, 1));
+  for (size_t i = 0; i < pages.size() && i < capacity; i++) {
+    top += pages[i].total();
+    if (static_cast<double>(pages[i].total()) > 2 * mean) best.hot_pages.push_back(pages[i].page);
+  }
+  std::sort(best.hot_pages.begin(), best.hot_pages.end());
+  best.ratio = sum ? static_cast<double>(top) / static_cast<double>(sum) : 0;
+  return best;
+}
+
+uint64_t fast_among(const std::vector<uint64_t>& pages, const std::vector<PagePlace>& places) {
+  uint64_t fast = 0;
+  size_t at = 0;
+  for (uint64_t page : pages) {
+    while (at < places.size() && places[at].page < page) at++;
+    fast += at < places.size() && places[at].page == page && places[at].node == 0;
+  }
+  return fast;
+}
+
+uint64_t fast_of(const std::vector<PagePlace>& places) {
+  return static_cast<uint64_t>(std::count_if(places.begin(), places.end(), [](auto& p) { return p.node == 0; }));
+}
+
+// --------------------------------------------------------------------- run
+
+// One stretch between two shifts of the hot set.
+struct Phase {
+  std::vector<PageMisses> base;
+  std::vector<PagePlace> start;
+};
+
+json run(const Options& options, const Case& one) {
+  SystemOptions settings{options.system, options.build, options.out + ".tierd.log", options.period, options.settings};
+  std::unique_ptr<System> system = make_system(settings);
+  system->prepare();
+  hold_down(options.usable_mib << 20);
+  Workload workload = start_workload(one, options.seed);
+  keep_off_fast_node();
+
+  Memory memory(workload.pid);
+  memory.reset();
+  std::vector<PagePlace> places = memory.places();
+  const uint64_t capacity = fast_of(places);
+  std::printf("%s under %s, seed %llu: %llu pages, %llu of them fast\n", one.name.c_str(), options.system.c_str(),
+              static_cast<unsigned long long>(options.seed), static_cast<unsigned long long>(places.size()), static_cast<unsigned long long>(capacity));
+  std::fflush(stdout);
+
+  Tracker tracker(places);
+  e2e::FlushCounter flushes;
+  auto vmstat_start = vmstat();
+  auto cpu_start = cpu_ns();
+  const double start_s = now_s();
+  system->start(memory, workload.pid);
+
+  json windows = json::array(), phases = json::array(), blocks = json::array();
+  std::vector<PageMisses> last = memory.misses(), block_base = last;
+  Phase phase{last, places};
+  uint64_t operations = 0;
+  double next_shift = options.shift_s ? options.shift_s : 1e18, block_start = 0;
+  double work_s = 0;
+  uint64_t work_operations = 0, misses_total = 0;
+  auto end_phase = [&](double at) {
+    const Best best = best_of(minus(last, phase.base), capacity, places.size());
+    phases.push_back({{"end_s", at}, {"oracle_hit_ratio", best.ratio}, {"hot_pages", best.hot_pages.size()},
+                      {"hot_pages_fast_at_start", fast_among(best.hot_pages, phase.start)},
+                      {"hot_pages_fast_at_end", fast_among(best.hot_pages, places)}});
+    phase = {last, places};
+  };
+  double elapsed = 0;
+  while (elapsed < options.seconds) {
+    const double from = now_s();
+    json done = workload.hand().ask("for " + std::to_string(options.window_ms), "done");
+    const double spent = now_s() - from;
+    elapsed = now_s() - start_s;
+    const uint64_t now_operations = done.contains("operations_total") ? done["operations_total"].get<uint64_t>() : done.at("accesses_total").get<uint64_t>();
+    std::vector<PageMisses> now = memory.misses(), seen = minus(now, last);
+    places = memory.places();
+    tracker.look(places, elapsed);
+    uint64_t fast = 0, slow = 0;
+    std::map<uint64_t, std::array<uint64_t, 3>> bins;  // misses, resident, fast pages
+    for (auto& page : seen) {
+      fast += page.misses[0];
+      slow += page.misses[1];
+      bins[page.page / kPagesPerBin][0] += page.total();
+    }
+    for (auto& place : places) {
+      bins[place.page / kPagesPerBin][1]++;
+      bins[place.page / kPagesPerBin][2] += place.node == 0;
+    }
+    json map = json::array();
+    for (auto& [bin, facts] : bins) map.push_back({bin, facts[0], facts[1], facts[2]});
+    const double ratio = fast + slow ? static_cast<double>(fast) / static_cast<double>(fast + slow) : 0;
+    windows.push_back({{"end_s", elapsed}, {"work_s", spent}, {"fast", fast}, {"slow", slow}, {"operations", now_operations - operations},
+                       {"fast_pages", fast_of(places)}, {"map", map}});
+    if (done.contains("batch") && !done["batch"].is_null()) windows.back()["batch"] = done["batch"];
+    operations = now_operations;
+    work_operations += windows.back()["operations"].get<uint64_t>();
+    work_s += spent;
+    misses_total += fast + slow;
+    std::printf("%s%.2f", windows.size() % 20 == 1 ? "\n  " : " ", ratio);
+    std::fflush(stdout);
+    last = std::move(now);
+    system->window(memory, workload.pid);
+    if (elapsed - block_start >= 10) {
+      blocks.push_back({{"end_s", elapsed}, {"oracle_hit_ratio", best_of(minus(last, block_base), capacity, places.size()).ratio}});
+      block_base = last;
+      block_start = elapsed;
+    }
+    if (elapsed >= next_shift && elapsed < options.seconds) {
+      end_phase(elapsed);
+      workload.hand().ask("shift", "shifted");
+      system->shifted();
+      next_shift += options.shift_s;
+    }
+  }
+  std::printf("\n");
+  end_phase(elapsed);
+  json counters = system->counters();
+  const double ended_s = now_s() - start_s;
+  auto calls = flushes.calls();
+  json result = {{"vmstat", difference(vmstat_start, vmstat())}, {"cpu_ns", difference(cpu_start, cpu_ns(), 1000000)}};
+  system->stop();
+  const bool ok = workload.stop();
+  if (!ok) die(one.name + " found wrong memory: a page was lost or corrupted");
+
+  result.update({{"schema", 1},
+                 {"workload", one.name},
+                 {"system", options.system},
+                 {"seed", options.seed},
+                 {"commit", options.commit},
+                 {"seconds", options.seconds},
+                 {"elapsed_s", ended_s},
+                 {"window_ms", options.window_ms},
+                 {"shift_s", options.shift_s},
+                 {"period", options.period},
+                 {"capacity_pages", capacity},
+                 {"resident_pages", places.size()},
+                 {"configuration", system->configuration()},
+                 {"operations_total", work_operations},
+                 {"work_s", work_s},
+                 {"misses_total", misses_total},
+                 {"counters", counters},
+                 {"flush_calls", calls},
+                 {"moves", tracker.facts()},
+                 {"phases", phases},
+                 {"blocks", blocks},
+                 {"windows", windows},
+                 {"memory_verified", ok}});
+  return result;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"one cell of the benchmarks, inside the lab: use ./run bench"};
+  app.add_option("--workload", options.workload)->required();
+  app.add_option("--system", options.system, "none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE]")->required();
+  app.add_option("--seed", options.seed);
+  app.add_option("--seconds", options.seconds, "of the guest's clock; 0: as the workload says");
+  app.add_option("--window-ms", options.window_ms);
+  app.add_option("--usable-mib", options.usable_mib, "of the fast node; 0: as the workload says");
+  app.add_option("--period", options.period, "misses a sample; 0: as the workload says");
+  app.add_option("--set", options.settings, "key=value of the policy");
+  app.add_option("--build", options.build)->required();
+  app.add_option("--commit", options.commit);
+  app.add_option("--out", options.out, "the JSON file")->required();
+  CLI11_PARSE(app, argc, argv);
+  const Case* one = find_case(options.workload);
+  if (!one) die("there is no workload " + options.workload);
+  if (!options.seconds) options.seconds = one->seconds;
+  if (!options.usable_mib) options.usable_mib = one->usable_mib;
+  if (!options.period) options.period = one->period;
+  options.shift_s = one->shift_s;
+
+  json result = run(options, *one);
+  // Whole or not at all: a cell that was cut off is run again.
+  std::ofstream(options.out + ".new") << result.dump() << "\n";
+  if (std::rename((options.out + ".new").c_str(), options.out.c_str())) die("cannot write " + options.out);
+  return 0;
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The tiering systems that are compared, each as its documentation recommends.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "../../tests/e2e/pipeline/harness.hpp"
+#include "memory.hpp"
+
+namespace bench {
+
+struct SystemOptions {
+  std::string name;   // none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE]
+  std::string build;  // where hypertier.ko is
+  std::string log;    // of tierd
+  uint64_t period = 0;
+  std::vector<std::string> settings;  // key=value of the policy
+};
+
+class System {
+ public:
+  virtual ~System() = default;
+  // What must be set before the workload has memory.
+  virtual void prepare() {}
+  virtual void start(Memory&, pid_t) {}
+  // After each window of the workload; pages by their misses in that window.
+  virtual void window(Memory&, pid_t) {}
+  virtual void shifted() {}
+  virtual e2e::json counters() { return nullptr; }
+  virtual e2e::json configuration() = 0;
+  virtual void stop() {}
+};
+
+std::unique_ptr<System> make_system(const SystemOptions&);
+
+}  // namespace bench
