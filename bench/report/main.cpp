@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// ht-bench: runs cells of the benchmarks in the lab, one VM after another, and
+// writes what they say: table, JSON, pictures, docs/results.md.
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+
+#include <CLI/CLI.hpp>
+
+#include "../cases.hpp"
+#include "results.hpp"
+
+namespace fs = std::filesystem;
+using namespace bench;
+
+namespace {
+
+struct Options {
+  fs::path repo, build;
+  std::string commit = "unknown";
+  std::vector<std::string> names;  // WORKLOAD[/SYSTEM[/SEED]]
+  bool full = false, report_only = false, docs = false, quick = false, any_commit = false, list = false;
+  unsigned seconds = 0;
+  std::vector<std::string> settings;
+  std::string record;
+};
+
+struct Job {
+  const Case* one;
+  std::string system;
+  uint64_t seed;
+  fs::path file;
+};
+
+int shell(const std::vector<std::string>& command) {
+  const pid_t pid = fork();
+  if (pid == 0) {
+    std::vector<char*> argv;
+    for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
+    argv.push_back(nullptr);
+    execvp(argv[0], argv.data());
+    _exit(127);
+  }
+  int status = 0;
+  waitpid(pid, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+// How long a system is watched: what stands still needs less, the kernel's
+// tiering and DAMON need tens of seconds, ours 40 epochs and some.
+unsigned seconds_for(const Case& one, const std::string& system) {
+  if (one.shift_s) return one.seconds;
+  if (system == "none" && !one.name.starts_with("redis") && !one.name.starts_with("memcached")) return 10;
+  if (system == "oracle") return 16;
+  if (system == "kernel" || system == "kernel-tuned" || system == "damon") return one.seconds;
+  return std::min(one.seconds, 30u);
+}
+
+bool named(const Options& options, const std::string& workload, const std::string& system, uint64_t seed) {
+  if (options.names.empty()) return true;
+  const std::string cell = workload + "/" + system + "/" + std::to_string(seed);
+  return std::any_of(options.names.begin(), options.names.end(), [&](const std::string& name) { return name == cell || cell.starts_with(name + "/"); });
+}
+
+std::vector<Job> jobs_of(const Options& options) {
+  std::vector<std::string> systems = known_systems();
+  std::vector<uint64_t> seeds = {1, 2, 3};
+  for (const std::string& name : options.names) {  // a system or seed of its own
+    const size_t slash = name.find('/'), next = slash == std::string::npos ? slash : name.find('/', slash + 1);
+    if (slash == std::string::npos) continue;
+    const std::string system = name.substr(slash + 1, next == std::string::npos ? next : next - slash - 1);
+    if (std::find(systems.begin(), systems.end(), system) == systems.end()) systems.push_back(system);
+    if (next != std::string::npos)
+      if (uint64_t seed = std::strtoull(name.c_str() + next + 1, nullptr, 10); seed > 3) seeds.push_back(seed);
+  }
+  std::vector<Job> jobs;
+  for (uint64_t seed : seeds)
+    for (const Case& one : cases())
+      for (const std::string& system : systems) {
+        const bool exact = std::find(options.names.begin(), options.names.end(), one.name + "/" + system + "/" + std::to_string(seed)) != options.names.end();
+        const bool three = one.name == "hotset-2m" || one.name == "btree" || one.name == "redis";
+        if (!exact && !options.full && !(seed == 1 || (seed <= 3 && three))) continue;
+        if (options.names.empty() && !options.full && !one.named) continue;
+        if (!named(options, one.name, system, seed)) continue;
+        jobs.push_back({&one, system, seed,
+                        options.build / "bench/cells" / (one.name + "." + system + ".s" + std::to_string(seed) + "." + options.commit + ".json")});
+      }
+  return jobs;
+}
+
+bool done_before(const Options& options, const Job& job) {
+  if (fs::exists(job.file)) return true;
+  if (!options.any_commit) return false;
+  const std::string start = job.one->name + "." + job.system + ".s" + std::to_string(job.seed) + ".";
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(job.file.parent_path(), error))
+    if (entry.path().filename().string().starts_with(start) && !entry.path().filename().string().ends_with(".failed.json")) return true;
+  return false;
+}
+
+bool run_job(const Options& options, const Job& job) {
+  const unsigned seconds = options.seconds ? options.seconds : seconds_for(*job.one, job.system);
+  std::vector<std::string> command = {
+      options.repo / "tests/lab/lab", "--build", options.build, "--name", "bench-" + job.one->name + "-" + job.system + "-" + std::to_string(job.seed),
+      "--icount", "--no-tierd", "--timeout", std::to_string(300 + 40 * seconds), "--",
+      options.build / "bin/ht-bench-cell", "--workload", job.one->name, "--system", job.system, "--seed", std::to_string(job.seed),
+      "--build", options.build, "--commit", options.commit, "--seconds", std::to_string(seconds), "--out", job.file};
+  for (const std::string& setting : options.settings) command.insert(command.end(), {"--set", setting});
+  if (!options.record.empty()) command.insert(command.end(), {"--record", options.record});
+  const int status = shell(command);
+  fs::path failed = job.file;
+  failed.replace_extension(".failed.json");
+  if (status == 0 && fs::exists(job.file)) {
+    fs::remove(failed);
+    return true;
+  }
+  std::ofstream(failed) << json{{"workload", job.one->name}, {"system", job.system}, {"seed", job.seed}, {"failed", "the lab ended with status " + std::to_string(status)}};
+  std::cerr << "bench: " << job.file.stem().string() << " failed with status " << status << "\n";
+  return false;
+}
+
+void write(const fs::path& path, const std::string& text) {
+  if (text.empty()) return;
+  fs::create_directories(path.parent_path());
+  std::ofstream(path) << text;
+}
+
+void report(const Options& options) {
+  const fs::path out = options.build / "bench";
+  Results results(out / "cells");
+  const json micro = json::parse(std::ifstream(out / "micro.json"), nullptr, false);
+  auto pictures = [&](const fs::path& dir) {
+    write(dir / "bench-bars.svg", bars_svg(results));
+    write(dir / "bench-time.svg", time_svg(results));
+    for (const Case& one : cases())
+      if (results.any(one.name)) write(dir / ("bench-heat-" + one.name + ".svg"), heat_svg(results, one.name));
+  };
+  pictures(out);
+  write(out / "summary.json", summary(results).dump(2) + "\n");
+  write(out / "results.md", results_markdown(results, ".", micro));
+  if (options.docs) {
+    pictures(options.repo / "docs/results");
+    write(options.repo / "docs/results.md", results_markdown(results, "results", micro));
+  }
+  std::cout << table_text(results) << "\nbench: " << (out / "results.md").string() << ", summary.json and pictures beside it\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"HyperTier beside the systems that a user would otherwise choose, in the lab", "./run bench"};
+  app.add_option("--repo", options.repo)->required()->group("");
+  app.add_option("--build", options.build)->required()->group("");
+  app.add_option("--commit", options.commit)->group("");
+  app.add_option("NAME", options.names, "WORKLOAD[/SYSTEM[/SEED]]: only these cells");
+  app.add_flag("--full", options.full, "all workloads, three seeds each");
+  app.add_flag("--any-commit", options.any_commit, "a cell that another commit ran counts as run");
+  app.add_flag("--report", options.report_only, "run nothing, write the report of what is there");
+  app.add_flag("--docs", options.docs, "also write docs/results.md");
+  app.add_flag("--list", options.list, "say which cells would run");
+  app.add_option("--seconds", options.seconds, "of the guest's clock, instead of what suits the system");
+  app.add_option("--set", options.settings, "key=value of the policy");
+  app.add_option("--record", options.record, "write a trace of the one cell named to FILE (below build/)");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) ? 2 : 0;
+  }
+  const std::vector<Job> jobs = jobs_of(options);
+  if (jobs.empty()) {
+    std::cerr << "bench: no cell has this name\nHINT: ./run bench --list --full names them all\n";
+    return 1;
+  }
+  fs::create_directories(options.build / "bench/cells");
+  bool ok = true;
+  size_t number = 0;
+  for (const Job& job : jobs) {
+    number++;
+    const bool before = done_before(options, job);
+    if (options.list) std::cout << job.one->name << "/" << job.system << "/" << job.seed << (before ? "  (there)" : "") << "\n";
+    if (options.list || options.report_only || before) continue;
+    std::cout << "bench: " << number << " of " << jobs.size() << ": " << job.one->name << "/" << job.system << "/" << job.seed << std::endl;
+    ok &= run_job(options, job);
+  }
+  if (!options.list) report(options);
+  return ok ? 0 : 1;
+}

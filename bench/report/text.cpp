@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "../cases.hpp"
+#include "results.hpp"
+
+namespace bench {
+namespace {
+
+std::string format(const char* pattern, auto... values) {
+  char text[512];
+  std::snprintf(text, sizeof text, pattern, values...);
+  return text;
+}
+
+struct Spread {
+  double mean = 0, low = 0, high = 0;
+  size_t count = 0;
+};
+
+template <class F>
+Spread over(const std::vector<Cell>& cells, F&& value) {
+  Spread spread{0, 1e300, -1e300, 0};
+  for (const Cell& cell : cells) {
+    const std::optional<double> v = value(cell);
+    if (!v) continue;
+    spread.mean += *v;
+    spread.low = std::min(spread.low, *v);
+    spread.high = std::max(spread.high, *v);
+    spread.count++;
+  }
+  spread.mean /= static_cast<double>(std::max<size_t>(spread.count, 1));
+  return spread;
+}
+
+std::string show(const Spread& spread, const char* pattern, double scale = 1) {
+  if (!spread.count) return "-";
+  std::string text = format(pattern, spread.mean * scale);
+  if (spread.count > 1) text += " (" + format(pattern, spread.low * scale) + " to " + format(pattern, spread.high * scale) + ")";
+  return text;
+}
+
+std::optional<double> ratio(double a, double b) { return b > 0 ? std::optional(a / b) : std::nullopt; }
+
+std::string reached_text(const std::vector<Cell>& cells, double share, bool own_final) {
+  if (cells.empty()) return "-";
+  const Cell& cell = cells.front();
+  std::string text;
+  for (size_t phase = 0; phase < cell.phase_end_s.size(); phase++) {
+    const double oracle = cell.raw.at("phases").at(phase).at("oracle_hit_ratio");
+    const auto at = cell.reached(share * (own_final ? cell.final_ratio : oracle), phase);
+    text += (phase ? ", " : "") + (at ? format("%.0f s", *at) : std::string("never"));
+  }
+  return text;
+}
+
+struct Row {
+  std::vector<std::string> columns;
+};
+
+const std::vector<std::string> kHead = {"system", "seeds", "final true hit ratio", "share of the oracle's gain", "90 % of the oracle after", "pages moved", "moved in vain",
+                                        "flush calls / moved page", "flush calls / hot page gained", "flush calls", "work lost", "CPU of its threads", "modelled time", "s"};
+
+Row row_of(const Results& results, const std::string& workload, const std::string& system) {
+  const std::vector<Cell>& cells = results.of(workload, system);
+  const bool still = system == "none";
+  auto flushes = [&](const Cell& cell) { return results.own_flush_calls(cell); };
+  return {{title_of(system), std::to_string(cells.size()),
+           show(over(cells, [](const Cell& c) { return std::optional(c.final_ratio); }), "%.3f"),
+           still ? "0" : show(over(cells, [&](const Cell& c) { return results.gain(c); }), "%.2f"),
+           still ? "-" : reached_text(cells, 0.9, false),
+           show(over(cells, [](const Cell& c) { return std::optional(static_cast<double>(c.moved_pages)); }), "%.0f"),
+           still ? "-" : show(over(cells, [](const Cell& c) { return std::optional(c.vain_share); }), "%.0f %%", 100),
+           show(over(cells, [&](const Cell& c) { return ratio(flushes(c), static_cast<double>(c.moved_pages)); }), "%.4f"),
+           show(over(cells, [&](const Cell& c) { return ratio(flushes(c), static_cast<double>(c.hot_gained)); }), "%.3f"),
+           show(over(cells, [&](const Cell& c) { return std::optional(flushes(c)); }), "%.0f"),
+           still ? "0" : show(over(cells, [&](const Cell& c) { return results.lost_time(c); }), "%.1f %%", 100),
+           show(over(cells, [](const Cell& c) { return std::optional(c.cpu_share); }), "%.1f %%", 100),
+           show(over(cells, [&](const Cell& c) {
+                  const Cell* base = results.none(workload, c.seed);
+                  return base ? ratio(c.modelled_ns, base->modelled_ns) : std::nullopt;
+                }), "%.2f"),
+           cells.empty() || cells.front().s == 0 ? "-" : show(over(cells, [](const Cell& c) { return std::optional(c.s); }), "%.2f")}};
+}
+
+std::string command_of(const std::string& workload, const std::string& system, uint64_t seed, unsigned seconds) {
+  return format("./run bench %s/%s/%llu --seconds %u", workload.c_str(), system.c_str(), static_cast<unsigned long long>(seed), seconds);
+}
+
+}  // namespace
+
+std::string table_text(const Results& results) {
+  std::string out;
+  for (const Case& one : cases()) {
+    if (!results.any(one.name)) continue;
+    out += "\n" + one.name + ": " + one.what + "\n";
+    out += format("  %-22s %-22s %-10s %-18s %9s %8s %10s %10s %8s\n", "system", "true hit ratio", "of oracle", "90 % of it after", "moved", "in vain", "fl/page", "fl/gained", "lost");
+    for (const std::string& system : results.systems()) {
+      if (results.of(one.name, system).empty()) continue;
+      const Row r = row_of(results, one.name, system);
+      out += format("  %-22s %-22s %-10s %-18s %9s %8s %10s %10s %8s\n", r.columns[0].c_str(), r.columns[2].c_str(), r.columns[3].c_str(), r.columns[4].c_str(),
+                    r.columns[5].c_str(), r.columns[6].c_str(), r.columns[7].c_str(), r.columns[8].c_str(), r.columns[10].c_str());
+    }
+  }
+  return out;
+}
+
+json summary(const Results& results) {
+  json all = json::array();
+  for (const Case& one : cases())
+    for (const std::string& system : results.systems())
+      for (const Cell& cell : results.of(one.name, system)) {
+        json entry = {{"workload", cell.workload}, {"system", cell.system}, {"seed", cell.seed}, {"commit", cell.commit}, {"seconds", cell.raw.at("seconds")},
+                      {"final_fast_hit_ratio", cell.final_ratio}, {"oracle_fast_hit_ratio", cell.oracle_ratio}, {"moved_pages_total", cell.moved_pages},
+                      {"share_in_vain", cell.vain_share}, {"hot_pages_gained", cell.hot_gained}, {"flush_calls_total", cell.flush_calls},
+                      {"flush_calls_beyond_none", results.own_flush_calls(cell)}, {"operations_per_s", cell.operations_per_s}, {"s", cell.s},
+                      {"modelled_ns_per_operation", cell.modelled_ns}, {"threads_cpu_share", cell.cpu_share}, {"configuration", cell.raw.at("configuration")}};
+        if (auto gain = results.gain(cell)) entry["share_of_oracles_gain"] = *gain;
+        if (auto lost = results.lost_time(cell)) entry["work_lost_share"] = *lost;
+        const json& last = cell.raw.at("windows").back();
+        if (last.contains("batch")) entry["batch"] = last["batch"];
+        all.push_back(entry);
+      }
+  return {{"schema", 1}, {"cells", all}};
+}
+
+std::string results_markdown(const Results& results, const std::string& pictures, const json& micro) {
+  std::string out =
+      "# Results\n\nWritten by `./run bench --docs` from the cells under `build/bench/cells`; do not edit.\n\n"
+      "Everything ran in the lab (docs/lab.md): a stock Debian 6.12 kernel in QEMU without hardware\n"
+      "virtualisation, time counted in instructions (`--icount`, 2 ns each), 2 CPUs, fast node 256 MiB of which\n"
+      "huge pages hold down what a workload is not to have, slow node 640 MiB, a simulated 4 MiB cache. Hit ratios\n"
+      "are of the accesses that miss that cache, counted by the simulated memory itself.\n\n"
+      "![final hit ratios](" + pictures + "/bench-bars.svg)\n\n![hit ratio over time](" + pictures + "/bench-time.svg)\n\n";
+
+  out += "## By workload\n\n"
+         "- *share of the oracle's gain*: (final - first touch) / (oracle - first touch); the oracle is the best static\n"
+         "  placement of the same number of fast pages, known afterwards from each page's true misses (of the last\n"
+         "  phase where the hot set moves). `-`: less than 0.02 to gain.\n"
+         "- *90 % of the oracle after*: virtual seconds since the start, for each phase, held for 3 s. An epoch is 0.5 s.\n"
+         "- *moved in vain*: moves whose page was back within 5 s (10 epochs), from looks at all pages each second.\n"
+         "- *flush calls*: calls of `flush_tlb_mm_range` and `arch_tlbbatch_flush` by anybody but the measuring, minus the\n"
+         "  rate that the workload has with nothing loaded; *hot page gained*: pages of the oracle's choice with more than\n"
+         "  twice the mean of misses that came to be fast.\n"
+         "- *work lost*: operations per virtual second beside first touch. Under icount all CPUs share one clock: it holds\n"
+         "  everything that the system does on any CPU, the policy's and the sampler's too, and hint faults.\n"
+         "- *modelled time*: instructions at 2e9/s + 80 ns or 250 ns for each miss, per operation, beside first touch.\n"
+         "- *s*: samples per usable fast page and epoch.\n\n";
+  for (const Case& one : cases()) {
+    out += "### " + one.name + "\n\n" + one.what + ".\n\n";
+    if (!results.any(one.name)) {
+      out += "Not run. `./run bench " + one.name + "`\n\n";
+      continue;
+    }
+    double oracle = 0;
+    for (const std::string& system : results.systems())
+      for (const Cell& cell : results.of(one.name, system)) oracle = std::max(oracle, cell.oracle_ratio);
+    out += format("Oracle, computed: %.3f.\n\n|", oracle);
+    for (const std::string& head : kHead) out += " " + head + " |";
+    out += "\n|";
+    for (size_t i = 0; i < kHead.size(); i++) out += "---|";
+    out += "\n";
+    std::string missing, again;
+    for (const std::string& system : results.systems()) {
+      const std::vector<Cell>& cells = results.of(one.name, system);
+      if (cells.empty()) {
+        const auto why = results.failure(one.name, system);
+        missing += "- " + title_of(system) + (why ? " failed: " + *why : ": not run") + ". `./run bench " + one.name + "/" + system + "`\n";
+        continue;
+      }
+      const Row row = row_of(results, one.name, system);
+      out += "|";
+      for (const std::string& column : row.columns) out += " " + column + " |";
+      out += "\n";
+      for (const Cell& cell : cells) again += "- `" + command_of(one.name, system, cell.seed, cell.raw.at("seconds")) + "` (commit " + cell.commit + ")\n";
+    }
+    for (const std::string& system : results.systems())
+      for (const Cell& cell : results.of(one.name, system)) {
+        const json& batch = cell.raw.at("windows").back().value("batch", json());
+        if (batch.is_null() || cell.seed != results.of(one.name, system).front().seed) continue;
+        out += format("\n%s: a batch of %d requests took %.0f us (p50) and %.0f us (p99) of virtual time in the last second.\n", title_of(system).c_str(),
+                      batch.at("operations").get<int>(), batch.at("p50_ns").get<double>() / 1000, batch.at("p99_ns").get<double>() / 1000);
+      }
+    out += "\n![](" + pictures + "/bench-heat-" + one.name + ".svg)\n\n";
+    if (!missing.empty()) out += "Cells that are missing:\n\n" + missing + "\n";
+    out += "<details><summary>rerun a cell</summary>\n\n" + again + "\n</details>\n\n";
+  }
+
+  out += "## Flush table\n\nAll flush calls by task, in runs of hotset-2m:\n\n| system | seconds | kernel's own tiering and reclaim | tierd | DAMON | the workload | others |\n|---|---|---|---|---|---|---|\n";
+  for (const std::string& system : results.systems())
+    for (const Cell& cell : results.of("hotset-2m", system)) {
+      uint64_t by[5] = {};
+      for (auto& [name, calls] : cell.raw.at("flush_calls").items()) {
+        if (name.starts_with("ht-bench") || name == "tierctl") continue;
+        const int kind = name.starts_with("kswapd") || name.starts_with("kcompactd") || name.starts_with("khugepaged") ? 0 : name.starts_with("tierd") ? 1 : name.starts_with("kdamond") ? 2 : name == "hotset" ? 3 : 4;
+        by[kind] += calls.get<uint64_t>();
+      }
+      out += format("| %s | %.0f | %llu | %llu | %llu | %llu | %llu |\n", title_of(system).c_str(), cell.raw.at("elapsed_s").get<double>(), (unsigned long long)by[0],
+                    (unsigned long long)by[1], (unsigned long long)by[2], (unsigned long long)by[3], (unsigned long long)by[4]);
+      break;
+    }
+
+  out += "\n## Micro figures\n\n";
+  if (micro.is_array() && !micro.empty()) {
+    out += "| what | figure | goal | holds |\n|---|---|---|---|\n";
+    for (const json& entry : micro)
+      out += "| " + entry.at("what").get<std::string>() + " | " + entry.at("figure").get<std::string>() + " | " + entry.value("goal", std::string("-")) + " | " +
+             (entry.contains("holds") ? entry["holds"].get<bool>() ? "yes" : "**no**" : "-") + " |\n";
+    out += "\nAgain: `./run bench micro`.\n";
+  } else {
+    out += "Not run. `./run bench micro`\n";
+  }
+
+  out += "\n## Configuration of the systems\n\n";
+  for (const std::string& system : results.systems())
+    for (const Case& one : cases())
+      if (const auto& cells = results.of(one.name, system); !cells.empty()) {
+        out += "- " + title_of(system) + ": `" + cells.front().raw.at("configuration").dump() + "`\n";
+        break;
+      }
+  out += "\nDAMON's `intervals_goal`, `node_mem_used_bp` and allowing filters need a later kernel than 6.12.\n"
+         "\n## What the lab can and cannot show\n\n"
+         "- No wall time: TCG interprets, so times are virtual (instructions) or modelled, and everything is a ratio of runs\n"
+         "  in the same lab. Bandwidth limits, memory-level parallelism and TLB-miss costs are not modelled.\n"
+         "- One virtual clock for all CPUs: kernel threads seem 2 to 5 times as expensive as they are beside a second CPU,\n"
+         "  for every system alike.\n"
+         "- Footprints are below 1 GiB. What decides on larger ones is s (docs/lab.md).\n"
+         "- Not bit-exact: the same command drifts by up to 0.01 in the hit ratio; seeds differ by 0.01 to 0.05.\n"
+         "- Not run here: real PEBS, CXL memory, PML; tiering by the host around a nested guest.\n";
+  return out;
+}
+
+}  // namespace bench
