@@ -63,7 +63,7 @@ Cell digest(json raw) {
 
 std::optional<double> Cell::reached(double ratio, size_t phase) const {
   const double start = phase ? phase_end_s[phase - 1] : 0, end = phase_end_s.at(phase);
-  constexpr int kHeld = 3;
+  constexpr int kHeld = 2;
   int held = 0;
   double first = 0;
   for (const Point& point : points) {

@@ -40,7 +40,7 @@ struct Cell {
   std::vector<Point> points;
   std::vector<double> phase_end_s;
 
-  // Seconds after the phase's start from which on the ratio, over 3 s, was at
+  // Seconds after the phase's start from which on the ratio, over two windows, was at
   // least so much; nothing: never.
   std::optional<double> reached(double ratio, size_t phase) const;
 };

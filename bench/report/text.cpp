@@ -139,8 +139,8 @@ std::string results_markdown(const Results& results, const std::string& pictures
          "- *share of the oracle's gain*: (final - first touch) / (oracle - first touch); the oracle is the best static\n"
          "  placement of the same number of fast pages, known afterwards from each page's true misses (of the last\n"
          "  phase where the hot set moves). `-`: less than 0.02 to gain.\n"
-         "- *90 % of the oracle after*: virtual seconds since the start, for each phase, held for 3 s. An epoch is 0.5 s.\n"
-         "- *moved in vain*: moves whose page was back within 5 s (10 epochs), from looks at all pages each second.\n"
+         "- *90 % of the oracle after*: virtual seconds since the start, for each phase, held for two looks. An epoch is 0.5 s.\n"
+         "- *moved in vain*: moves whose page was back within 5 s (10 epochs), from looks at all pages every 2 s.\n"
          "- *flush calls*: calls of `flush_tlb_mm_range` and `arch_tlbbatch_flush` by anybody but the measuring, minus the\n"
          "  rate that the workload has with nothing loaded; *hot page gained*: pages of the oracle's choice with more than\n"
          "  twice the mean of misses that came to be fast.\n"
@@ -180,7 +180,7 @@ std::string results_markdown(const Results& results, const std::string& pictures
       for (const Cell& cell : results.of(one.name, system)) {
         const json& batch = cell.raw.at("windows").back().value("batch", json());
         if (batch.is_null() || cell.seed != results.of(one.name, system).front().seed) continue;
-        out += format("\n%s: a batch of %d requests took %.0f us (p50) and %.0f us (p99) of virtual time in the last second.\n", title_of(system).c_str(),
+        out += format("\n%s: a batch of %d requests took %.0f us (p50) and %.0f us (p99) of virtual time in the last 2 s.\n", title_of(system).c_str(),
                       batch.at("operations").get<int>(), batch.at("p50_ns").get<double>() / 1000, batch.at("p99_ns").get<double>() / 1000);
       }
     out += "\n![](" + pictures + "/bench-heat-" + one.name + ".svg)\n\n";

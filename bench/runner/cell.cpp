@@ -5,12 +5,14 @@
 #include <dirent.h>
 #include <signal.h>
 #include <numaif.h>
+#include <sys/prctl.h>
 #include <time.h>
 
 #include <algorithm>
 #include <fstream>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 
@@ -31,7 +33,7 @@ struct Options {
   std::string workload, system, build, out, commit;
   uint64_t seed = 1;
   unsigned seconds = 0, shift_s = 0;
-  unsigned window_ms = 1000;
+  unsigned window_ms = 2000;
   uint64_t usable_mib = 0, period = 0;
   std::vector<std::string> settings;
 };
@@ -44,11 +46,26 @@ double now_s() {
 
 // ---------------------------------------------------------- the fast node
 
+// Below this much free memory the kernel gives out none of the fast node to
+// whoever can have it elsewhere: the low watermarks of its zones.
+uint64_t withheld_bytes() {
+  std::istringstream zones(e2e::read_file("/proc/zoneinfo"));
+  uint64_t pages = 0;
+  int node = -1;
+  for (std::string line; std::getline(zones, line);) {
+    unsigned long long low;
+    std::sscanf(line.c_str(), "Node %d,", &node);
+    if (node == 0 && std::sscanf(line.c_str(), " low %llu", &low) == 1) pages += low;
+  }
+  return pages * 4096;
+}
+
 // Huge pages, which cannot be moved here, hold down what the workload is not
-// to have: all systems start from the same room.
+// to have: all systems start from the same room. The kernel's watermarks stay
+// what they are by default, its tiering works within them.
 void hold_down(uint64_t usable_bytes) {
-  e2e::write_file("/sys/kernel/mm/transparent_hugepage/enabled", "never");
   e2e::write_file("/proc/sys/vm/drop_caches", "3");
+  usable_bytes += withheld_bytes();
   const std::string pool = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
   for (int round = 0; round < 3; round++) {  // what could not be had at once, after compaction
     const uint64_t free = e2e::tiers().fast_free_bytes, held = std::stoull(e2e::read_file(pool));
@@ -56,7 +73,7 @@ void hold_down(uint64_t usable_bytes) {
     e2e::write_file(pool, std::to_string(held + ((free - usable_bytes) >> 21)));
   }
   const uint64_t free = e2e::tiers().fast_free_bytes;
-  if (free > usable_bytes + (4 << 20) || free + (8 << 20) < usable_bytes)
+  if (free > usable_bytes + (6 << 20) || free + (8 << 20) < usable_bytes)
     die("the fast node has " + std::to_string(free >> 20) + " MiB free instead of " + std::to_string(usable_bytes >> 20));
 }
 
@@ -260,6 +277,7 @@ struct Phase {
 json run(const Options& options, const Case& one) {
   SystemOptions settings{options.system, options.build, options.out + ".tierd.log", options.period, options.settings};
   std::unique_ptr<System> system = make_system(settings);
+  prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);  // the workload's too: small pages for all
   system->prepare();
   hold_down(options.usable_mib << 20);
   Workload workload = start_workload(one, options.seed);
@@ -306,14 +324,22 @@ json run(const Options& options, const Case& one) {
     tracker.look(places, elapsed);
     uint64_t fast = 0, slow = 0;
     std::map<uint64_t, std::array<uint64_t, 3>> bins;  // misses, resident, fast pages
-    for (auto& page : seen) {
+    uint64_t bin_misses = 0;
+    for (size_t i = 0; i < seen.size(); i++) {
+      const PageMisses& page = seen[i];
       fast += page.misses[0];
       slow += page.misses[1];
-      bins[page.page / kPagesPerBin][0] += page.total();
+      bin_misses += page.total();
+      const uint64_t bin = page.page / kPagesPerBin;
+      if (i + 1 < seen.size() && seen[i + 1].page / kPagesPerBin == bin) continue;
+      bins[bin][0] = std::exchange(bin_misses, 0);
     }
+    std::array<uint64_t, 3>* row = nullptr;
+    uint64_t row_bin = ~0ULL;
     for (auto& place : places) {
-      bins[place.page / kPagesPerBin][1]++;
-      bins[place.page / kPagesPerBin][2] += place.node == 0;
+      if (const uint64_t bin = place.page / kPagesPerBin; bin != row_bin) row = &bins[row_bin = bin];
+      (*row)[1]++;
+      (*row)[2] += place.node == 0;
     }
     json map = json::array();
     for (auto& [bin, facts] : bins) map.push_back({bin, facts[0], facts[1], facts[2]});

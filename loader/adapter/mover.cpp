@@ -1,9 +1,58 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "adapter/mover.hpp"
 
+#include <sched.h>
+
+#include <fstream>
+#include <set>
+
 #include "mover.skel.h"
 
 namespace hypertier {
+namespace {
+
+// The CPU that the main thread of a process ran on last; -1: it is gone.
+int last_cpu(__u32 pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(file, text);
+  const auto name_end = text.rfind(')');
+  if (name_end == std::string::npos) return -1;
+  constexpr int kProcessor = 39, kAfterName = 3;  // proc(5)
+  auto at = name_end;
+  for (int field = kAfterName; field <= kProcessor && at != std::string::npos; field++) at = text.find(' ', at + 1);
+  return at == std::string::npos ? -1 : std::atoi(text.c_str() + at);
+}
+
+// The kernel batches the flushes of an mm that has run on another CPU than the
+// one that unmaps; one that ran here alone it flushes page by page. So pages
+// are moved from a CPU that their processes were not on last, if there is one.
+class Elsewhere {
+ public:
+  explicit Elsewhere(std::span<const ht_pair> pairs) {
+    if (sched_getaffinity(0, sizeof before_, &before_)) return;
+    std::set<__u32> pids;
+    for (const ht_pair& pair : pairs) {
+      if (pair.hot_addr) pids.insert(pair.hot_pid);
+      if (pair.cold_addr) pids.insert(pair.cold_pid);
+    }
+    cpu_set_t others = before_;
+    for (__u32 pid : pids)
+      if (int cpu = last_cpu(pid); cpu >= 0) CPU_CLR(static_cast<std::size_t>(cpu), &others);
+    moved_ = CPU_COUNT(&others) > 0 && CPU_COUNT(&others) < CPU_COUNT(&before_) && sched_setaffinity(0, sizeof others, &others) == 0;
+  }
+  ~Elsewhere() {
+    if (moved_) sched_setaffinity(0, sizeof before_, &before_);
+  }
+  Elsewhere(const Elsewhere&) = delete;
+  Elsewhere& operator=(const Elsewhere&) = delete;
+
+ private:
+  cpu_set_t before_;
+  bool moved_ = false;
+};
+
+}  // namespace
 
 Result<std::unique_ptr<Mover>> Mover::open() {
   std::unique_ptr<Mover> mover(new Mover);
@@ -55,6 +104,7 @@ Result<> Mover::run_moved(ht_run& run) { return run_policy(skeleton_->progs.move
 Result<> Mover::run_walks() { return run(skeleton_->progs.walk); }
 
 Result<> Mover::run_exchange(ht_exchange_run& header) {
+  Elsewhere elsewhere(pairs().first(header.nr));
   *exchange_.as<ht_exchange_run>() = header;
   auto done = run(skeleton_->progs.exchange_run);
   header = *exchange_.as<ht_exchange_run>();
