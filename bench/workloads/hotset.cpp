@@ -13,6 +13,7 @@
 //   shift    another hot set, disjoint from the present one ("shifted")
 //   place best   hot pieces to the fast node, as many cold pages out of it ("placed");
 //   place worst  the other way round: where slow-hot starts
+//   fill N   cold pages to the fast node until N bytes of it are free ("filled")
 //   stats    counters ("stats"); verify: read every line ("verified")
 //   stop     verify, answer "stopped" and exit; exit status 1 if memory was wrong
 #include <fcntl.h>
@@ -25,6 +26,7 @@
 #include <cstring>
 #include <fstream>
 #include <numeric>
+#include <span>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -39,6 +41,7 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kLine = 64;
+constexpr size_t kMoveChunk = 512;    // pages per move_pages call
 constexpr uint64_t kAlign = 2 << 20;  // pieces start where granules and huge pages do
 
 struct Line {
@@ -139,15 +142,35 @@ class Hotset {
     return {{"errors_total", errors_}, {"writes_total", writes_}, {"writes_found", sum}, {"ok", errors_ == 0 && !lost}};
   }
 
-  // As many pages come as go: the capacity in use stays what it was.
+  // As many pages come as go, a few at a time: the capacity in use stays what it was.
   json place(bool best) {
     std::vector<void*> hot = pages_of(0, hot_pieces_), cold = pages_of(hot_pieces_, pieces_);
     std::vector<void*> in = on_node(best ? hot : cold, options_.slow_node);
     std::vector<void*> out = on_node(best ? cold : hot, options_.fast_node);
     const size_t count = std::min(in.size(), out.size());
-    in.resize(count);
-    out.resize(count);
-    return {{"asked_pages", 2 * count}, {"moved_pages", move(out, options_.slow_node) + move(in, options_.fast_node)}};
+    size_t moved = 0;
+    for (size_t first = 0; first < count; first += kMoveChunk) {
+      const size_t chunk = std::min(kMoveChunk, count - first);
+      moved += move(std::span(out).subspan(first, chunk), options_.slow_node);
+      moved += move(std::span(in).subspan(first, chunk), options_.fast_node);
+    }
+    return {{"asked_pages", 2 * count}, {"moved_pages", moved}};
+  }
+
+  // What first touch left free below its watermark, and what was freed since.
+  json fill_fast(uint64_t leave_bytes) {
+    std::vector<void*> cold = pages_of(hot_pieces_, pieces_);
+    std::vector<void*> in = on_node(cold, options_.slow_node);
+    size_t moved = 0, first = 0;
+    while (first < in.size() && node_free_bytes(options_.fast_node) > leave_bytes) {
+      const size_t wanted = (node_free_bytes(options_.fast_node) - leave_bytes) / kPage + 1;
+      const size_t chunk = std::min({kMoveChunk, wanted, in.size() - first});
+      const size_t came = move(std::span(in).subspan(first, chunk), options_.fast_node);
+      if (came == 0) break;  // the kernel gives no more
+      moved += came;
+      first += chunk;
+    }
+    return {{"moved_pages", moved}, {"free_bytes", node_free_bytes(options_.fast_node)}};
   }
 
  private:
@@ -218,7 +241,7 @@ class Hotset {
     return pages;
   }
 
-  static std::vector<void*> on_node(std::vector<void*>& pages, int node) {
+  static std::vector<void*> on_node(std::span<void*> pages, int node) {
     std::vector<int> status(pages.size());
     if (!pages.empty() && move_pages(0, pages.size(), pages.data(), nullptr, status.data(), 0)) die("move_pages cannot tell the nodes");
     std::vector<void*> found;
@@ -227,10 +250,12 @@ class Hotset {
     return found;
   }
 
-  // How many of them are there now: a page that is held by somebody stays.
-  static size_t move(std::vector<void*>& pages, int node) {
+  // How many of them are there now: a page that is held by somebody stays, and
+  // so does one that the node has no room for at the moment.
+  static size_t move(std::span<void*> pages, int node) {
     std::vector<int> nodes(pages.size(), node), status(pages.size());
-    if (!pages.empty() && move_pages(0, pages.size(), pages.data(), nodes.data(), status.data(), MPOL_MF_MOVE) < 0) die("move_pages failed");
+    if (!pages.empty() && move_pages(0, pages.size(), pages.data(), nodes.data(), status.data(), MPOL_MF_MOVE) < 0 && errno != ENOMEM)
+      die("move_pages failed");
     return on_node(pages, node).size();
   }
 
@@ -302,6 +327,8 @@ int main(int argc, char** argv) {
       workload::answer("shifted", hotset.where());
     } else if (*command == "place best" || *command == "place worst") {
       workload::answer("placed", hotset.place(*command == "place best"));
+    } else if (auto leave_bytes = workload::argument(*command, "fill")) {
+      workload::answer("filled", hotset.fill_fast(*leave_bytes));
     } else if (*command == "stats") {
       workload::answer("stats", hotset.stats());
     } else if (*command == "verify") {

@@ -90,6 +90,8 @@ void hotset_test(Checks& checks, uint64_t seed) {
   tighten_reserve();
   Child hotset({"hotset", "--size", "384M", "--hot", "64M", "--piece", "2M", "--seed", std::to_string(seed), "--place", "slow-hot"});
   json where = hotset.expect("ready");
+  auto fill = [&] { hotset.ask("fill " + std::to_string(tiers().fast_capacity_bytes / 200), "filled"); };
+  fill();
   Placement start = placement(hotset.pid());
   Meter meter(hotset.pid());
 
@@ -103,6 +105,7 @@ void hotset_test(Checks& checks, uint64_t seed) {
   window(hotset, meter, kEpochAccesses);
   const double best = window(hotset, meter, 2 * kEpochAccesses).ratio();
   place("worst");
+  fill();  // what was freed meanwhile
   Tiers tier = tiers();
   checks.that(tier.free_share() < 0.01, "the fast tier is full: %.2f %% free", 100 * tier.free_share());
   std::vector<int> nodes = nodes_of(hotset.pid(), hot_pages(where));
