@@ -235,6 +235,7 @@ class Drawing {
   }
 
   void events() {
+    std::string labels;  // over all lines: no line crosses a word
     double right_of[3] = {};  // rows of labels, so that neighbours do not run into each other
     for (size_t i = 0; i < frames_.size(); i++) {
       const std::string& event = frames_[i].event;
@@ -244,9 +245,10 @@ class Drawing {
       while (row < 2 && at < right_of[row]) row++;
       double y = kTop - 8 - 13 * row;
       out_ += line(at, y + 2, at, kMapTop + kMap, "stroke=\"#b3003c\" stroke-width=\"1.3\" stroke-dasharray=\"5 3\"");
-      out_ += label(at + 3, y, event, "font-size=\"11\" fill=\"#b3003c\" paint-order=\"stroke\" stroke=\"#fff\" stroke-width=\"4\"");
+      labels += label(at + 3, y, event, "font-size=\"11\" fill=\"#b3003c\" paint-order=\"stroke\" stroke=\"#fff\" stroke-width=\"4\"");
       right_of[row] = at + 3 + 6.6 * static_cast<double>(event.size()) + 8;
     }
+    out_ += labels;
   }
 
   void legend() {
