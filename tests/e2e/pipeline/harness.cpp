@@ -220,6 +220,7 @@ Placement placement(pid_t pid) {
 
 void tighten_reserve() {
   write_file("/proc/sys/vm/min_free_kbytes", "1024");
+  write_file("/proc/sys/vm/watermark_boost_factor", "0");  // or it comes and goes with fragmentation
   write_file("/proc/sys/vm/drop_caches", "1");
 }
 

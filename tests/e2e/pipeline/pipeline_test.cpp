@@ -96,15 +96,12 @@ void hotset_test(Checks& checks, uint64_t seed) {
   Meter meter(hotset.pid());
 
   // What the best placement gives in the same capacity, measured.
-  auto place = [&](const std::string& how) {
-    json placed = hotset.ask("place " + how, "placed");
-    const uint64_t asked = placed.at("asked_pages"), moved = placed.at("moved_pages");
-    checks.that(asked - moved <= asked / 1000, "place %s: %llu of %llu pages moved", how.c_str(), static_cast<unsigned long long>(moved), static_cast<unsigned long long>(asked));
-  };
-  place("best");
+  json placed = hotset.ask("place best", "placed");
+  const uint64_t asked = placed.at("asked_pages"), moved = placed.at("moved_pages");
+  checks.that(asked - moved <= asked / 1000, "the best placement: %llu of %llu pages moved", static_cast<unsigned long long>(moved), static_cast<unsigned long long>(asked));
   window(hotset, meter, kEpochAccesses);
   const double best = window(hotset, meter, 2 * kEpochAccesses).ratio();
-  place("worst");
+  hotset.ask("place worst", "placed");
   fill();  // what was freed meanwhile
   Tiers tier = tiers();
   checks.that(tier.free_share() < 0.01, "the fast tier is full: %.2f %% free", 100 * tier.free_share());
