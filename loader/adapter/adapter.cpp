@@ -29,7 +29,7 @@ class LoadedAdapter : public Adapter {
       std::uint64_t ram_bytes = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * HT_PAGE_SIZE;
       granules = granules_for(ram_bytes);
     }
-    auto mover = Mover::open();
+    auto mover = Mover::open(options.syscall_nodes);
     if (!mover) return std::unexpected(mover.error());
     auto sampler = Sampler::open(granules);
     if (!sampler) return std::unexpected(sampler.error());

@@ -16,10 +16,12 @@
 
 #include <hypertier/abi.h>
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "machine.hpp"
 #include "result.hpp"
@@ -29,6 +31,9 @@ namespace hypertier {
 
 struct AdapterOptions {
   std::uint32_t granules = 0;  // 2 MiB granules that can be tracked at once; 0: from RAM size
+  // Where pages of each tier go by move_pages(2), if the module can move none
+  // (ht_module_info::movers).
+  std::optional<std::array<int, HT_TIERS>> syscall_nodes;
   std::filesystem::path pins = "/sys/fs/bpf/hypertier/v1";  // empty: pin nothing
 };
 

@@ -3,9 +3,11 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <fstream>
 #include <set>
 
+#include "adapter/syscall_mover.hpp"
 #include "mover.skel.h"
 
 namespace hypertier {
@@ -54,8 +56,9 @@ class Elsewhere {
 
 }  // namespace
 
-Result<std::unique_ptr<Mover>> Mover::open() {
+Result<std::unique_ptr<Mover>> Mover::open(const std::optional<std::array<int, HT_TIERS>>& syscall_nodes) {
   std::unique_ptr<Mover> mover(new Mover);
+  mover->syscall_nodes_ = syscall_nodes;
   LibbpfMessages messages;
   mover->skeleton_ = mover_bpf__open_and_load();
   if (!mover->skeleton_)
@@ -105,6 +108,10 @@ Result<> Mover::run_walks() { return run(skeleton_->progs.walk); }
 
 Result<> Mover::run_exchange(ht_exchange_run& header) {
   Elsewhere elsewhere(pairs().first(header.nr));
+  if (syscall_nodes_) {
+    move_by_syscall(pairs().first(std::min<std::size_t>(header.nr, HT_PAIRS_MAX)), *syscall_nodes_, header);
+    return {};
+  }
   *exchange_.as<ht_exchange_run>() = header;
   auto done = run(skeleton_->progs.exchange_run);
   header = *exchange_.as<ht_exchange_run>();

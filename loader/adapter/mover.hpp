@@ -3,7 +3,9 @@
 // a SYSCALL program.
 #pragma once
 
+#include <array>
 #include <memory>
+#include <optional>
 
 #include "adapter/maps.hpp"
 #include "machine.hpp"
@@ -14,7 +16,8 @@ namespace hypertier {
 
 class Mover : public Machine {
  public:
-  static Result<std::unique_ptr<Mover>> open();
+  // syscall_nodes: see AdapterOptions.
+  static Result<std::unique_ptr<Mover>> open(const std::optional<std::array<int, HT_TIERS>>& syscall_nodes = {});
   ~Mover() override;
 
   std::span<tier_range> ranges() override { return {ranges_.as<tier_range>(), HT_RANGES_MAX}; }
@@ -39,6 +42,7 @@ class Mover : public Machine {
   Result<> run_policy(const bpf_program* program, ht_run& run);
 
   mover_bpf* skeleton_ = nullptr;
+  std::optional<std::array<int, HT_TIERS>> syscall_nodes_;
   MappedMap run_, ranges_, admits_, results_, spaces_, mappings_, walks_, pages_, pairs_, exchange_;
 };
 

@@ -92,6 +92,8 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
 
   AdapterOptions adapter_options;
   adapter_options.granules = options.granules;
+  if (info->movers == 1U << HT_MOVER_SYSCALL)
+    adapter_options.syscall_nodes = {t.tiers_.nodes[HT_TIER_FAST].front(), t.tiers_.nodes[HT_TIER_SLOW].front()};
   auto adapter = Adapter::open(adapter_options);
   if (!adapter) return std::unexpected(adapter.error());
   t.adapter_ = std::move(*adapter);
