@@ -44,6 +44,10 @@
 #define OOM_PAGES HF_BLOCK_PAGES
 #define RETRY_MIN_MS 200
 #define RETRY_MAX_MS 5000
+/* While memory is demoted for us: how often to look, and how much room to wait for. */
+#define DEMOTE_LOOK_MS 100
+#define DEMOTE_CHUNK_PAGES (8UL * HF_BLOCK_PAGES)
+#define DEMOTE_MAX_MS 60000
 /* A node is a little smaller than the memory behind it: firmware, holes. */
 #define TIER_ALIGN (16UL << 20)
 
@@ -85,6 +89,10 @@ struct hyperflex {
 	struct delayed_work resize;
 	struct work_struct answer_stats;
 	unsigned int retry_ms;
+	unsigned int demote_first_ms;	/* written by tierd; 0: nobody demotes */
+	bool demote_asked;		/* for the order under way */
+	unsigned long demote_until;	/* jiffies */
+	u64 demote_room_pages;		/* seen so far: more is progress */
 	u32 slow_miss_share;		/* 1/65536, written by the agent */
 	u32 num_pages;			/* last value of the config space that was obeyed */
 	bool config_seen;
@@ -290,15 +298,67 @@ static struct page *used_block(struct hyperflex *hf, struct tier *tier)
 	return NULL;
 }
 
-static unsigned int inflate_blocks(struct hyperflex *hf, struct tier *tier, u64 nr)
+/* Free pages of a node that can be had without reclaim. */
+static u64 room_pages(const struct tier *tier)
+{
+	u64 room = 0;
+	int z;
+
+	for (z = 0; z < MAX_NR_ZONES; z++) {
+		struct zone *zone = &NODE_DATA(tier->nid)->node_zones[z];
+		u64 free = zone_page_state(zone, NR_FREE_PAGES);
+
+		/* a zone that is not there has neither */
+		if (free > high_wmark_pages(zone))
+			room += free - high_wmark_pages(zone);
+	}
+	return room;
+}
+
+static u64 missing_pages(const struct tier *tier)
+{
+	u64 have = balloon_pages(tier), target = READ_ONCE(tier->target_pages);
+
+	return target > have ? target - have : 0;
+}
+
+/*
+ * The fast tier is in use: whoever knows what is cold there demotes it, before
+ * we push out whatever lies where the block is. It gets its time as long as the
+ * room grows; then (it may have died) we go on without it.
+ */
+static bool wait_for_demotion(struct hyperflex *hf, struct tier *tier)
+{
+	unsigned int patience_ms = READ_ONCE(hf->demote_first_ms);
+	u64 room;
+
+	if (tier != &hf->tier[HT_TIER_FAST] || !patience_ms)
+		return false;
+	room = room_pages(tier);
+	if (room >= min(missing_pages(tier), DEMOTE_CHUNK_PAGES)) {
+		hf->demote_asked = false;
+		return false;
+	}
+	if (!hf->demote_asked || room > hf->demote_room_pages) {
+		hf->demote_asked = true;
+		hf->demote_room_pages = room;
+		hf->demote_until = jiffies + msecs_to_jiffies(patience_ms);
+	}
+	return time_before(jiffies, hf->demote_until);
+}
+
+static int inflate_blocks(struct hyperflex *hf, struct tier *tier, u64 nr)
 {
 	struct page *blocks[BLOCKS_PER_KICK];
 	unsigned int i, got = 0;
 
 	while (got < nr && got < BLOCKS_PER_KICK) {
 		blocks[got] = free_block(tier);
-		if (!blocks[got] && !got)
+		if (!blocks[got] && !got) {
+			if (wait_for_demotion(hf, tier))
+				return -EAGAIN;
 			blocks[got] = used_block(hf, tier);
+		}
 		if (!blocks[got])
 			break;
 		got++;
@@ -344,16 +404,20 @@ static unsigned int inflate_pages(struct hyperflex *hf, struct tier *tier, u64 n
 	return got;
 }
 
-/* One step towards the target; false when there is none to take. */
-static bool inflate_step(struct hyperflex *hf, struct tier *tier)
+/* One step towards the target: 1 taken, 0 there is none to take, -EAGAIN wait. */
+static int inflate_step(struct hyperflex *hf, struct tier *tier)
 {
-	u64 have = balloon_pages(tier), target = READ_ONCE(tier->target_pages);
+	u64 missing = missing_pages(tier);
 
-	if (have >= target)
-		return false;
-	if (target - have >= HF_BLOCK_PAGES && inflate_blocks(hf, tier, (target - have) / HF_BLOCK_PAGES))
-		return true;
-	return inflate_pages(hf, tier, target - have);
+	if (!missing)
+		return 0;
+	if (missing >= HF_BLOCK_PAGES) {
+		int got = inflate_blocks(hf, tier, missing / HF_BLOCK_PAGES);
+
+		if (got)
+			return got < 0 ? got : 1;
+	}
+	return inflate_pages(hf, tier, missing) ? 1 : 0;
 }
 
 static void read_config(struct hyperflex *hf)
@@ -364,6 +428,7 @@ static void read_config(struct hyperflex *hf)
 	mutex_lock(&hf->lock);
 	hf_unpack(hf->tier[HT_TIER_FAST].size_pages, hf->tier[HT_TIER_SLOW].size_pages, num_pages,
 		  &hf->tier[HT_TIER_FAST].target_pages, &hf->tier[HT_TIER_SLOW].target_pages);
+	hf->demote_asked = false;
 	hf->num_pages = num_pages;
 	mutex_unlock(&hf->lock);
 }
@@ -371,7 +436,7 @@ static void read_config(struct hyperflex *hf)
 static void resize_fn(struct work_struct *work)
 {
 	struct hyperflex *hf = container_of(to_delayed_work(work), struct hyperflex, resize);
-	bool progress = false, missing = false;
+	bool progress = false, missing = false, demoting = false;
 	int t;
 
 	if (xchg(&hf->config_seen, false))
@@ -391,11 +456,16 @@ static void resize_fn(struct work_struct *work)
 	mutex_unlock(&hf->lock);
 
 	for (t = HT_TIERS - 1; t >= 0; t--) {
-		while (!READ_ONCE(hf->stopping) && !READ_ONCE(hf->config_seen) && inflate_step(hf, &hf->tier[t])) {
+		while (!READ_ONCE(hf->stopping) && !READ_ONCE(hf->config_seen)) {
+			int step = inflate_step(hf, &hf->tier[t]);
+
+			demoting |= step == -EAGAIN;
+			if (step <= 0)
+				break;
 			progress = true;
 			cond_resched();
 		}
-		if (balloon_pages(&hf->tier[t]) < READ_ONCE(hf->tier[t].target_pages))
+		if (missing_pages(&hf->tier[t]))
 			missing = true;
 	}
 	report_actual(hf);
@@ -404,6 +474,8 @@ static void resize_fn(struct work_struct *work)
 		return;
 	if (READ_ONCE(hf->config_seen)) {
 		queue_delayed_work(system_freezable_wq, &hf->resize, 0);
+	} else if (demoting) {
+		queue_delayed_work(system_freezable_wq, &hf->resize, msecs_to_jiffies(DEMOTE_LOOK_MS));
 	} else if (missing) {
 		hf->retry_ms = progress ? RETRY_MIN_MS : min(hf->retry_ms * 2, RETRY_MAX_MS);
 		queue_delayed_work(system_freezable_wq, &hf->resize, msecs_to_jiffies(hf->retry_ms));
@@ -525,6 +597,7 @@ static ssize_t target_store(struct device *dev, enum ht_tier t, const char *buf,
 		return -ERANGE;
 	mutex_lock(&hf->lock);
 	tier->target_pages = bytes >> PAGE_SHIFT;
+	hf->demote_asked = false;
 	mutex_unlock(&hf->lock);
 	hf->retry_ms = RETRY_MIN_MS;
 	mod_delayed_work(system_freezable_wq, &hf->resize, 0);
@@ -590,6 +663,36 @@ static ssize_t slow_miss_share_store(struct device *dev, struct device_attribute
 }
 static DEVICE_ATTR_RW(slow_miss_share);
 
+/* What a demoter has to make free in the fast tier, beyond what is free. */
+static ssize_t fast_missing_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	struct tier *tier = &to_hf(dev)->tier[HT_TIER_FAST];
+	u64 missing = missing_pages(tier), room = room_pages(tier);
+
+	return sysfs_emit(buf, "%llu\n", (missing > room ? missing - room : 0) << PAGE_SHIFT);
+}
+static DEVICE_ATTR_RO(fast_missing_bytes);
+
+static ssize_t demote_first_ms_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%u\n", to_hf(dev)->demote_first_ms);
+}
+
+static ssize_t demote_first_ms_store(struct device *dev, struct device_attribute *attr, const char *buf,
+				     size_t count)
+{
+	unsigned int ms;
+	int err = kstrtouint(buf, 0, &ms);
+
+	if (err)
+		return err;
+	if (ms > DEMOTE_MAX_MS)
+		return -ERANGE;
+	WRITE_ONCE(to_hf(dev)->demote_first_ms, ms);
+	return count;
+}
+static DEVICE_ATTR_RW(demote_first_ms);
+
 static struct attribute *hyperflex_attrs[] = {
 	&dev_attr_fast_bytes.attr,
 	&dev_attr_fast_balloon_bytes.attr,
@@ -600,6 +703,8 @@ static struct attribute *hyperflex_attrs[] = {
 	&dev_attr_slow_balloon_target_bytes.attr,
 	&dev_attr_slow_counters.attr,
 	&dev_attr_slow_miss_share.attr,
+	&dev_attr_fast_missing_bytes.attr,
+	&dev_attr_demote_first_ms.attr,
 	NULL,
 };
 ATTRIBUTE_GROUPS(hyperflex);

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include <hypertier/abi.h>
+#include <hypertier/flex.h>
 
 #include "tierd/protocol.hpp"
 #include "tierhostd/daemon.hpp"
@@ -73,7 +74,8 @@ std::string clean(std::string text) {
 }
 
 void print_vm(const Json& vm) {
-  printf("%s  pid %d  %s\n", clean(vm["name"]).c_str(), vm["pid"].get<int>(), vm["state"].get<std::string>().c_str());
+  printf("%s  pid %d  %s%s\n", clean(vm["name"]).c_str(), vm["pid"].get<int>(), vm["state"].get<std::string>().c_str(),
+         vm["channel"].is_string() ? (", by its " + vm["channel"].get<std::string>()).c_str() : "");
   if (vm["problem"].is_string()) printf("  %s\n", clean(vm["problem"]).c_str());
   for (const auto& tier : vm["tiers"]) {
     printf("  %-4s  %s  %s of %s", tier["role"].get<std::string>().c_str(), bar(tier).c_str(), size(tier["resident_bytes"]).c_str(),
@@ -303,7 +305,10 @@ int qemu_args(const Arguments& a, bool json) {
       "-numa", "dist,src=0,dst=1,val=20",
       "-smp", "2",
       "-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on",
-      "-qmp", "unix:" + base + "/qmp,server=on,wait=off"};
+      "-qmp", "unix:" + base + "/qmp,server=on,wait=off",
+      "-device", "virtio-serial-pci",
+      "-chardev", "socket,id=flex,path=" + base + "/agent,server=on,wait=off",
+      "-device", std::string("virtserialport,chardev=flex,name=") + HF_AGENT_PORT};
   const std::vector<std::string> before{
       "mkdir -p " + base + "/fast " + base + "/slow",
       "mount -t tmpfs -o size=" + mib(a.fast) + ",mpol=bind:HOST_FAST_NODE tmpfs " + base + "/fast",

@@ -19,6 +19,8 @@ namespace {
 
 constexpr size_t kEventsMax = 1000;
 constexpr size_t kHistoryMax = 3600;
+// An agent that did not answer costs its timeout: not every tick.
+constexpr std::chrono::seconds kAgentRetry{10};
 constexpr long kTmpfsMagic = 0x01021994;
 
 const char* tier_word(int tier) { return tier == HT_TIER_FAST ? "fast" : "slow"; }
@@ -29,21 +31,70 @@ int64_t now_ms() {
 
 std::string mib(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
-// A VM's thread: ask, send what is to be sent, sleep. It ends with the VM.
+struct OwnTmpfs {
+  std::filesystem::path directory;
+  uint64_t size_bytes;
+};
+
+// The tmpfs that holds a tier's file and nothing else.
+Result<OwnTmpfs> own_tmpfs(const std::filesystem::path& file) {
+  const auto directory = std::filesystem::weakly_canonical(file).parent_path();
+  struct statfs fs{};
+  if (statfs(directory.c_str(), &fs) != 0) return fail_errno("cannot look at " + directory.string(), errno);
+  if (fs.f_type != kTmpfsMagic) return fail(directory.string() + " is no tmpfs, so it cannot be capped");
+  struct stat inside{}, above{}, backing{};
+  if (stat(directory.c_str(), &inside) || stat(directory.parent_path().c_str(), &above) || stat(file.c_str(), &backing))
+    return fail_errno("cannot look at " + file.string(), errno);
+  if (inside.st_dev == above.st_dev)
+    return fail(directory.string() + " is not a mount of its own", "Give every tier of a VM its own tmpfs mount.");
+  const uint64_t used = (fs.f_blocks - fs.f_bfree) * static_cast<uint64_t>(fs.f_bsize);
+  if (used > static_cast<uint64_t>(backing.st_blocks) * 512 + (1 << 20))
+    return fail(directory.string() + " holds more than the memory of this VM", "Give every tier of a VM its own tmpfs mount.");
+  return OwnTmpfs{directory, fs.f_blocks * static_cast<uint64_t>(fs.f_bsize)};
+}
+
+// A VM's thread: ask, send what is to be sent, sleep. It ends with the VM. The
+// agent is preferred where it answers: it takes pages, not units of the packed
+// number, and says more.
 void serve_vm(std::shared_ptr<VmWorker> worker, int tick_ms) {
-  VmLink link(worker->vm.qmp_path, worker->vm.balloon_path);
-  const uint64_t memory = worker->vm.tier[0].size_bytes + worker->vm.tier[1].size_bytes;
+  using Clock = std::chrono::steady_clock;
+  const Vm& vm = worker->vm;
+  VmLink link(vm.qmp_path, vm.balloon_path);
+  std::optional<AgentLink> agent;
+  if (!vm.agent_path.empty()) agent.emplace(vm.agent_path);
+  Clock::time_point ask_agent_at{};
+  auto path = worker->path;
+  const uint64_t memory = vm.tier[0].size_bytes + vm.tier[1].size_bytes;
   std::unique_lock lock(worker->mutex);
   while (!worker->ended) {
     const auto order = std::exchange(worker->order, std::nullopt);
     const bool pause = worker->pause_wanted, paused = worker->paused;
     lock.unlock();
     auto claims = link.ask();
+    for (size_t t = 0; claims && t < HT_TIERS; t++) {
+      if (!vm.tier[t].memfd || !path[t].empty()) continue;
+      auto address = link.address_of(vm.tier[t].id);
+      auto found = address ? descriptor_of(vm.pid, *address) : std::unexpected(address.error());
+      if (found) path[t] = *found;
+      else claims = std::unexpected(found.error());
+    }
     Result<> sent, stopped;
-    if (claims && order) sent = link.order(*claims, *order, memory);
+    bool told = false;
+    if (claims && agent && Clock::now() >= ask_agent_at) {
+      std::optional<std::array<uint64_t, HT_TIERS>> balloons;
+      if (order) balloons = {vm.tier[0].size_bytes - (*order)[0], vm.tier[1].size_bytes - (*order)[1]};
+      if (auto said = agent->ask(balloons)) {
+        claims = *said;
+        told = true;
+      } else {
+        ask_agent_at = Clock::now() + kAgentRetry;
+      }
+    }
+    if (claims && order && !told) sent = link.order(*claims, *order, memory);
     if (claims && pause != paused) stopped = pause ? link.pause() : link.resume();
     lock.lock();
     worker->error = claims ? "" : claims.error().message;
+    worker->path = path;
     if (claims) {
       worker->claims = *claims;
       worker->answered = true;
@@ -186,7 +237,7 @@ void HostDaemon::discover() {
       it->second.worker->wake.notify_all();
     }
     event(it->first, "gone", "", "QEMU " + std::to_string(vm.pid) + " has ended");
-    for (const auto& tier : vm.tier) accounting_->forget(tier.path);
+    for (const auto& path : it->second.path) accounting_->forget(path);
     it = vms_.erase(it);
   }
   for (const auto& vm : found) {
@@ -209,6 +260,7 @@ void HostDaemon::measure() {
       vm.reachable = reachable;
       vm.error = vm.worker->error;
       vm.claims = vm.worker->claims;
+      vm.path = vm.worker->path;
       // It is tried again every tick, and told once.
       if (vm.worker->order_error != vm.order_error && !vm.worker->order_error.empty())
         event(name, "order_failed", "", vm.worker->order_error);
@@ -216,12 +268,12 @@ void HostDaemon::measure() {
     }
     for (int t = 0; t < HT_TIERS; t++) {
       const auto& file = vm.worker->vm.tier[t];
-      if (file.path.empty()) continue;
-      if (auto usage = accounting_->read(file.path)) vm.usage[t] = *usage;
+      if (vm.path[t].empty()) continue;
+      if (auto usage = accounting_->read(vm.path[t])) vm.usage[t] = *usage;
       // What it has is what it was told last, by whomever.
       if (vm.target_bytes[t] == HT_UNKNOWN64 && vm.reachable && vm.claims.two_tier && vm.claims.fresh) {
         vm.target_bytes[t] = file.size_bytes - std::min(file.size_bytes, vm.claims.balloon_target_bytes[t]);
-        accounting_->set_target(file.path, vm.target_bytes[t]);
+        accounting_->set_target(vm.path[t], vm.target_bytes[t]);
       }
     }
     auto& samples = history_[name];
@@ -265,8 +317,10 @@ void HostDaemon::run_qos() {
     auto& vm = vms_.at(action.vm);
     switch (action.step) {
       case qos::Step::kTarget:
+        if (auto lifted = lift_cap(vm, action.tier, action.bytes); !lifted)
+          event(action.vm, "cap_stays", tier_word(action.tier), lifted.error().message);
         vm.target_bytes[action.tier] = action.bytes;
-        accounting_->set_target(vm.worker->vm.tier[action.tier].path, action.bytes);
+        accounting_->set_target(vm.path[action.tier], action.bytes);
         told[action.vm] = true;
         break;
       case qos::Step::kRetry:
@@ -313,23 +367,26 @@ void HostDaemon::tick() {
 // success proves that the guest keeps to it. A write beyond it later ends the
 // VM (SIGBUS).
 Result<> HostDaemon::hard_cap(const Managed& vm, int tier, uint64_t bytes) {
-  const std::filesystem::path file = vm.worker->vm.tier[tier].path;
-  const auto directory = std::filesystem::weakly_canonical(file).parent_path();
-  struct statfs fs{};
-  if (statfs(directory.c_str(), &fs) != 0) return fail_errno("cannot look at " + directory.string(), errno);
-  if (fs.f_type != kTmpfsMagic) return fail(directory.string() + " is no tmpfs, so it cannot be capped");
-  struct stat inside{}, above{}, backing{};
-  if (stat(directory.c_str(), &inside) || stat(directory.parent_path().c_str(), &above) || stat(file.c_str(), &backing))
-    return fail_errno("cannot look at " + file.string(), errno);
-  if (inside.st_dev == above.st_dev)
-    return fail(directory.string() + " is not a mount of its own", "Give every tier of a VM its own tmpfs mount.");
-  const uint64_t used = (fs.f_blocks - fs.f_bfree) * static_cast<uint64_t>(fs.f_bsize);
-  if (used > static_cast<uint64_t>(backing.st_blocks) * 512 + (1 << 20))
-    return fail(directory.string() + " holds more than the memory of this VM", "Give every tier of a VM its own tmpfs mount.");
+  if (vm.worker->vm.tier[tier].memfd) return fail("a memfd cannot be capped", "Keep the tier in a file on a tmpfs mount of its own.");
+  auto own = own_tmpfs(vm.path[tier]);
+  if (!own) return std::unexpected(own.error());
+  const auto& directory = own->directory;
   const std::string size = "size=" + std::to_string(bytes);
   if (mount(nullptr, directory.c_str(), nullptr, MS_REMOUNT, size.c_str()) != 0)
     return fail_errno("the tmpfs " + directory.string() + " refuses " + mib(bytes), errno,
                       "More than that is in use: the guest has not given it back.");
+  return {};
+}
+
+// A cap of earlier must not kill a VM that may have more again.
+Result<> HostDaemon::lift_cap(const Managed& vm, int tier, uint64_t bytes) {
+  if (vm.worker->vm.tier[tier].memfd) return {};
+  const auto own = own_tmpfs(vm.path[tier]);
+  if (!own || own->size_bytes >= bytes) return {};  // what is no cap of ours, is left alone
+  const auto& directory = own->directory;
+  const std::string size = "size=" + std::to_string(bytes);
+  if (mount(nullptr, directory.c_str(), nullptr, MS_REMOUNT, size.c_str()) != 0)
+    return fail_errno("the cap of " + directory.string() + " cannot be raised to " + mib(bytes), errno);
   return {};
 }
 
@@ -351,6 +408,7 @@ Json HostDaemon::vm_json(const std::string& name, const Managed& vm) {
                     : !vm.reachable       ? Json(vm.error)
                     : !vm.claims.two_tier ? Json("the guest does not run hyperflex.ko")
                                           : Json(nullptr);
+  json["channel"] = !vm.claims.two_tier ? Json(nullptr) : vm.claims.agent ? Json("agent") : Json("balloon");
   json["slow_miss_share"] = vm.claims.two_tier ? Json(vm.claims.slow_miss_share) : Json(nullptr);
   json["tiers"] = Json::array();
   for (int t = 0; t < HT_TIERS; t++) {
@@ -358,7 +416,7 @@ Json HostDaemon::vm_json(const std::string& name, const Managed& vm) {
     Json tier;
     tier["role"] = tier_word(t);
     tier["node"] = file.node;
-    tier["file"] = file.path;
+    tier["file"] = vm.path[t];
     tier["size_bytes"] = file.size_bytes;
     tier["resident_bytes"] = vm.usage[t].resident_bytes;
     tier["swapped_bytes"] = vm.usage[t].swapped_bytes;
@@ -367,6 +425,7 @@ Json HostDaemon::vm_json(const std::string& name, const Managed& vm) {
     tier["refault_pages_total"] = vm.usage[t].refault_pages_total;
     tier["target_bytes"] = vm.target_bytes[t] == HT_UNKNOWN64 ? Json(nullptr) : Json(vm.target_bytes[t]);
     tier["claimed_balloon_bytes"] = vm.claims.two_tier ? Json(vm.claims.balloon_bytes[t]) : Json(nullptr);
+    tier["claimed_free_bytes"] = vm.claims.agent ? Json(vm.claims.free_bytes[t]) : Json(nullptr);
     const uint64_t claimed = file.size_bytes - std::min(file.size_bytes, vm.claims.balloon_bytes[t]);
     tier["lie"] = vm.claims.two_tier && vm.target_bytes[t] != HT_UNKNOWN64 &&
                   vm.usage[t].resident_bytes > std::max(claimed, vm.target_bytes[t]) + HT_GRANULE_SIZE;
@@ -431,11 +490,13 @@ Result<Json> HostDaemon::command_set(const Json& request) {
     for (int t = 0; t < HT_TIERS; t++)
       if (request.contains(std::string(tier_word(t)) + "_bytes"))
         if (auto capped = hard_cap(**vm, t, target[t]); !capped) return std::unexpected(capped.error());
+  for (int t = 0; t < HT_TIERS; t++)
+    if (auto lifted = lift_cap(**vm, t, target[t]); !lifted) return std::unexpected(lifted.error());
   for (int t = 0; t < HT_TIERS; t++) {
     if (target[t] != (*vm)->target_bytes[t])
       event(info.name, "set", tier_word(t), mib((*vm)->target_bytes[t]) + " -> " + mib(target[t]));
     (*vm)->target_bytes[t] = target[t];
-    accounting_->set_target(info.tier[t].path, target[t]);
+    accounting_->set_target((*vm)->path[t], target[t]);
   }
   {
     std::lock_guard lock((*vm)->worker->mutex);

@@ -17,6 +17,7 @@
 #include "accounting/accounting.hpp"
 #include "qos/qos.hpp"
 #include "tierd/protocol.hpp"
+#include "vm/agent_link.hpp"
 #include "vm/discovery.hpp"
 #include "vm/link.hpp"
 
@@ -34,7 +35,7 @@ struct HostOptions {
 
 // Shared by the main thread and the VM's own.
 struct VmWorker {
-  explicit VmWorker(Vm v) : vm(std::move(v)) {}
+  explicit VmWorker(Vm v) : vm(std::move(v)), path{vm.tier[0].path, vm.tier[1].path} {}
   const Vm vm;
 
   std::mutex mutex;
@@ -45,6 +46,7 @@ struct VmWorker {
   GuestClaims claims;
   std::optional<std::array<uint64_t, HT_TIERS>> order;  // to be sent
   std::string order_error;
+  std::array<std::string, HT_TIERS> path;  // of the backing files; found later for a memfd
   bool paused = false, pause_wanted = false;
 };
 
@@ -64,6 +66,7 @@ class HostDaemon {
     qos::PerTier<TierUsage> usage;
     bool reachable = false;
     std::string error, order_error;
+    std::array<std::string, HT_TIERS> path;
     GuestClaims claims;
   };
   struct Rule {  // what root configured for a name
@@ -88,6 +91,7 @@ class HostDaemon {
   Json vm_json(const std::string& name, const Managed& vm);
   std::string metrics();
   [[nodiscard]] Result<> hard_cap(const Managed& vm, int tier, uint64_t bytes);
+  [[nodiscard]] Result<> lift_cap(const Managed& vm, int tier, uint64_t bytes);
 
   HostOptions options_;
   std::unique_ptr<Accounting> accounting_;

@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "vm/discovery.hpp"
 
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
 #include <algorithm>
 #include <charconv>
+#include <cstdio>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
+
+#include <hypertier/flex.h>
 
 namespace hypertier {
 namespace {
@@ -76,7 +82,7 @@ Vm parse_qemu(const std::vector<std::string>& arguments) {
   std::map<std::string, TierFile> backends;
   std::map<std::string, Options> chardevs;
   std::vector<Node> nodes;
-  std::string monitor_chardev;
+  std::string agent_chardev;
   bool monitor_held = false;
 
   for (size_t i = 1; i + 1 < arguments.size(); i++) {
@@ -108,6 +114,7 @@ Vm parse_qemu(const std::vector<std::string>& arguments) {
       file.id = get(o, "id");
       file.size_bytes = size_of(get(o, "size"));
       file.shared = on(get(o, "share"));
+      file.memfd = type == "memory-backend-memfd";
       if (type == "memory-backend-file") {
         file.path = get(o, "mem-path");
         // A directory means an unlinked file in it.
@@ -122,12 +129,15 @@ Vm parse_qemu(const std::vector<std::string>& arguments) {
       nodes.push_back({id.empty() ? static_cast<int>(nodes.size()) : atoi(id.c_str()), cpus, get(o, "memdev")});
     } else if (flag == "-device") {
       const auto o = options_of(value, "driver");
+      if (get(o, "driver") == "virtserialport" && get(o, "name") == HF_AGENT_PORT) agent_chardev = get(o, "chardev");
       if (!get(o, "driver").starts_with("virtio-balloon")) continue;
       vm.has_balloon = true;
       vm.reporting = on(get(o, "free-page-reporting"));
       if (!get(o, "id").empty()) vm.balloon_path = "/machine/peripheral/" + get(o, "id");
     }
   }
+
+  if (!agent_chardev.empty() && get(chardevs[agent_chardev], "backend") == "socket") vm.agent_path = get(chardevs[agent_chardev], "path");
 
   auto problem = [&](std::string text, std::string hint) {
     if (!vm.problem.empty()) return;
@@ -148,8 +158,8 @@ Vm parse_qemu(const std::vector<std::string>& arguments) {
     }
     vm.tier[t] = backends[found[t]->memdev];
     vm.tier[t].node = found[t]->id;
-    if (vm.tier[t].path.empty() || !vm.tier[t].shared)
-      problem("does not keep its memory " + found[t]->memdev + " in a named file with share=on", "tierctl vm qemu-args prints the options a VM needs.");
+    if ((vm.tier[t].path.empty() && !vm.tier[t].memfd) || !vm.tier[t].shared)
+      problem("does not keep its memory " + found[t]->memdev + " in a named file or a memfd, with share=on", "tierctl vm qemu-args prints the options a VM needs.");
   }
   if (!vm.has_balloon) problem("has no virtio-balloon-pci device", "Add -device virtio-balloon-pci,id=balloon0,free-page-reporting=on.");
   if (vm.qmp_path.empty())
@@ -189,6 +199,24 @@ std::vector<Vm> find_qemus(const std::filesystem::path& root, int only_pid) {
     for (size_t k = 0; k < i; k++)
       if (vms[k].name == vms[i].name) vms[i].name += "-" + std::to_string(vms[i].pid);
   return vms;
+}
+
+Result<std::string> descriptor_of(int pid, uint64_t address) {
+  const auto process = std::filesystem::path("/proc") / std::to_string(pid);
+  std::ifstream maps(process / "maps");
+  struct stat file{};
+  // "7f00-7f80 rw-s 00000000 00:01 1025 /memfd:name (deleted)"
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long long start = 0, end = 0, inode = 0;
+    unsigned device_major = 0, device_minor = 0;
+    if (sscanf(line.c_str(), "%llx-%llx %*s %*x %x:%x %llu", &start, &end, &device_major, &device_minor, &inode) != 5) continue;
+    if (address < start || address >= end || inode == 0) continue;
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(process / "fd", error))
+      if (stat(entry.path().c_str(), &file) == 0 && file.st_ino == inode && file.st_dev == makedev(device_major, device_minor))
+        return entry.path().string();
+  }
+  return fail("process " + std::to_string(pid) + " has no descriptor of the memory at the address that QEMU says");
 }
 
 }  // namespace hypertier

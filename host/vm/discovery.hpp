@@ -20,7 +20,8 @@ namespace hypertier {
 // The memory behind one tier of a VM.
 struct TierFile {
   std::string id;    // of the memory-backend object
-  std::string path;  // of the file; empty: none is named (memfd, anonymous)
+  std::string path;  // of the file; empty: none is named
+  bool memfd = false;  // without a name, but found in the process (descriptor_of)
   uint64_t size_bytes = 0;
   int node = -1;  // of the guest
   bool shared = false;
@@ -32,6 +33,7 @@ struct Vm {
   std::string name;
   std::string qmp_path;      // empty: none that we could open
   std::string balloon_path;  // QOM path of the balloon; empty: look for it by QMP
+  std::string agent_path;    // socket of the agent channel; empty: none
   bool has_balloon = false;
   bool reporting = false;  // free-page-reporting=on
   std::array<TierFile, HT_TIERS> tier;
@@ -42,6 +44,10 @@ struct Vm {
 // The arguments of a QEMU, as /proc/PID/cmdline has them. Knows QEMU's own
 // key=value form, its JSON form, and what libvirt writes.
 [[nodiscard]] Vm parse_qemu(const std::vector<std::string>& arguments);
+
+// The process's descriptor (/proc/PID/fd/N) of the file that is mapped at an
+// address: the way to a memfd, whose address QEMU tells.
+[[nodiscard]] Result<std::string> descriptor_of(int pid, uint64_t address);
 
 // pid 0: all. Processes that end meanwhile are left out.
 std::vector<Vm> find_qemus(const std::filesystem::path& root = "/", int pid = 0);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <sstream>
 
 #include <hypertier/flex.h>
 
@@ -98,6 +99,20 @@ Result<> VmLink::order(const GuestClaims& claims, std::array<uint64_t, HT_TIERS>
   auto done = command("balloon", {{"value", memory_bytes - (packed << HF_PAGE_SHIFT)}});
   if (!done) return std::unexpected(done.error());
   return {};
+}
+
+Result<uint64_t> VmLink::address_of(const std::string& backend) {
+  auto answer = command("x-query-ramblock");
+  if (!answer) return std::unexpected(answer.error());
+  std::istringstream lines(text(*answer, "human-readable-text"));
+  // "fast  4 KiB  OFFSET USED TOTAL ADDRESS rw"; older machines say /objects/fast
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string name, size, unit, offset, used, total, address;
+    if (!(words >> name >> size >> unit >> offset >> used >> total >> address)) continue;
+    if (name == backend || name == "/objects/" + backend) return strtoull(address.c_str(), nullptr, 16);
+  }
+  return fail("QEMU does not say where its memory " + backend + " lies");
 }
 
 Result<> VmLink::pause() {

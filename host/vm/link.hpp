@@ -24,6 +24,8 @@ struct GuestClaims {
   std::array<uint64_t, HT_TIERS> size_bytes{};
   std::array<uint64_t, HT_TIERS> balloon_bytes{};
   std::array<uint64_t, HT_TIERS> balloon_target_bytes{};
+  std::array<uint64_t, HT_TIERS> free_bytes{};  // of the node; only an agent tells
+  bool agent = false;  // said by the agent, else by the balloon's statistics
   double slow_miss_share = 0;
   int64_t updated_s = 0;  // Unix time of the guest's last answer
 };
@@ -42,6 +44,8 @@ class VmLink {
   // refused before.
   [[nodiscard]] Result<> order(const GuestClaims& claims, std::array<uint64_t, HT_TIERS> target_bytes,
                                uint64_t memory_bytes);
+  // Where a memory backend lies in the QEMU process.
+  [[nodiscard]] Result<uint64_t> address_of(const std::string& backend);
   [[nodiscard]] Result<> pause();
   [[nodiscard]] Result<> resume();
 

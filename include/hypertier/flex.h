@@ -16,6 +16,7 @@
 
 #define HF_PAGE_SHIFT 12
 #define HF_BLOCK_PAGES 512U	/* 2 MiB, the unit of the reporting queue */
+#define HF_AGENT_PORT "org.hypertier.flex.0"	/* name of the virtio-serial port */
 
 /*
  * Statistics tags that carry our numbers. QEMU drops tags that it does not

@@ -12,6 +12,8 @@
 #include <cstdio>
 #include <fstream>
 
+#include "tierd/agent.hpp"
+
 namespace hypertier {
 namespace {
 
@@ -114,6 +116,7 @@ Result<> Daemon::run() {
   signals_ = Fd(signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
   timer_ = Fd(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
   if (!signals_ || !timer_) return fail_errno("cannot make a signal or timer descriptor", errno);
+  const FlexAgent agent;  // after the signals are blocked: its thread is not to take them
 
   if (auto stale = remove_stale_pins(); !stale) say_error("stale pins stay", stale.error());
   else if (*stale) say("removed what a dead tierd left pinned");

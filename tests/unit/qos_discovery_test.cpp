@@ -9,6 +9,8 @@
 
 #include <hypertier/flex.h>
 
+#include "tierd/agent.hpp"
+#include "vm/agent_link.hpp"
 #include "vm/discovery.hpp"
 #include "vm/link.hpp"
 
@@ -103,7 +105,18 @@ TEST(Discovery, SaysWhatIsMissing) {
   EXPECT_NE(without(plain("a"), "-qmp", "unix").find("QMP"), std::string::npos);
   auto memfd = plain("a");
   memfd[6] = "memory-backend-memfd,id=fast,size=2G,share=on";
-  EXPECT_NE(parse_qemu(memfd).problem.find("named file"), std::string::npos);
+  EXPECT_EQ(parse_qemu(memfd).problem, "");
+  EXPECT_TRUE(parse_qemu(memfd).tier[HT_TIER_FAST].memfd);
+  auto anonymous = plain("a");
+  anonymous[6] = "memory-backend-ram,id=fast,size=2G,share=on";
+  EXPECT_NE(parse_qemu(anonymous).problem.find("named file"), std::string::npos);
+  auto agent = plain("a");
+  EXPECT_EQ(parse_qemu(agent).agent_path, "");
+  for (const char* word : {"-chardev", "socket,id=flex,path=/run/vm/a/agent,server=on", "-device", "virtserialport,chardev=flex,name=org.hypertier.flex.0"})
+    agent.push_back(word);
+  EXPECT_EQ(parse_qemu(agent).agent_path, "/run/vm/a/agent");
+  agent.back() = "virtserialport,chardev=flex,name=org.qemu.guest_agent.0";
+  EXPECT_EQ(parse_qemu(agent).agent_path, "");
   EXPECT_EQ(parse_qemu({"qemu-system-x86_64"}).problem.empty(), false);
   EXPECT_EQ(parse_qemu({"qemu-system-x86_64", "-object"}).problem.empty(), false);
   EXPECT_EQ(parse_qemu({"qemu-system-x86_64", "-object", "{broken", "-numa", ",,,=,"}).problem.empty(), false);
@@ -156,6 +169,54 @@ TEST(Claims, AnythingAGuestCanSay) {
   stats["stats"]["stat-direct-scans"] = (uint64_t{65536} << 32) | 512;
   EXPECT_EQ(parse_claims(stats).size_bytes[HT_TIER_FAST], 256ULL << 20);
   EXPECT_EQ(parse_claims(stats).balloon_bytes[HT_TIER_FAST], 2ULL << 20);
+}
+
+TEST(Agent, AnythingAGuestCanAnswer) {
+  for (const char* text : {"", "7", "[]", "{}", "{\"id\":1}", "{\"id\":2,\"tiers\":[]}", "{\"id\":1,\"tiers\":[1,2]}",
+                           "{\"id\":1,\"tiers\":{\"a\":1,\"b\":2}}", "{\"id\":1,\"error\":\"no\"}", "{\"id\":-1,\"tiers\":[{},{}]}"})
+    EXPECT_FALSE(parse_agent(text, 1)) << text;
+  auto claims = parse_agent(R"({"id":1,"error":null,"slow_miss_share":1e300,"tiers":[{"size_bytes":-5,"balloon_bytes":"x"},{"size_bytes":18446744073709551615}]})", 1);
+  ASSERT_TRUE(claims) << claims.error().message;
+  EXPECT_EQ(claims->slow_miss_share, 0);
+  EXPECT_EQ(claims->size_bytes[HT_TIER_FAST], 0u);
+  EXPECT_EQ(claims->balloon_bytes[HT_TIER_FAST], 0u);
+}
+
+// The guest's end, on a tree of sysfs that the test writes itself.
+TEST(Agent, ObeysWholeOrdersOnly) {
+  Tree tree;
+  const auto device = tree.root / "bus/virtio/drivers/hyperflex/virtio0";
+  const BalloonDriver driver(tree.root);
+  const auto answer = [&](const std::string& line) { return nlohmann::json::parse(answer_line(driver, line)); };
+  EXPECT_NE(answer(R"({"id":1})")["error"].get<std::string>().find("not loaded"), std::string::npos);
+  EXPECT_EQ(driver.fast_missing_bytes(), 0u);
+  std::filesystem::create_directories(device);
+  const auto file = [&](const std::string& name, const std::string& text) { std::ofstream(device / name) << text; };
+  for (const std::string tier : {"fast", "slow"}) {
+    file(tier + "_bytes", "1000000\n");
+    file(tier + "_balloon_bytes", "4096\n");
+    file(tier + "_balloon_target_bytes", "8192\n");
+    file(tier + "_counters", "node 0\nblocks 1\nmigrated_blocks_total 3\n");
+  }
+  file("fast_missing_bytes", "12288\n");
+  EXPECT_EQ(driver.fast_missing_bytes(), 12288u);
+  const auto target = [&](const std::string& tier) {
+    std::ifstream in(device / (tier + "_balloon_target_bytes"));
+    uint64_t value = 0;
+    in >> value;
+    return value;
+  };
+  for (const char* line : {"", "x", "{}", R"({"id":"1"})", R"({"id":2,"balloon_bytes":1})", R"({"id":2,"balloon_bytes":{"fast":1}})",
+                           R"({"id":2,"balloon_bytes":{"fast":4096,"slow":-1}})", R"({"id":2,"balloon_bytes":{"fast":4096,"slow":1000001}})"}) {
+    EXPECT_TRUE(answer(line)["error"].is_string()) << line;
+    EXPECT_EQ(target("fast"), 8192u) << line;
+  }
+  const auto done = answer(R"({"id":9,"balloon_bytes":{"fast":16384,"slow":4096}})");
+  EXPECT_TRUE(done["error"].is_null()) << done;
+  EXPECT_EQ(done["id"], 9);
+  EXPECT_EQ(target("fast"), 16384u);
+  EXPECT_EQ(target("slow"), 4096u);
+  EXPECT_EQ(done["tiers"][0]["migrated_blocks_total"], 3);
 }
 
 }  // namespace

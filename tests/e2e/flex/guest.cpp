@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -37,10 +38,17 @@ Result<std::unique_ptr<Guest>> Guest::start(const GuestOptions& o) {
   char pattern[] = "/dev/shm/hypertier-flex-XXXXXX";  // a tmpfs
   if (o.directory.empty() && !mkdtemp(pattern)) return fail_errno("cannot make a directory below /dev/shm", errno);
   const std::string dir = guest->directory_ = o.directory.empty() ? pattern : o.directory;
+  guest->mounts_ = o.mounts;
+  if (o.mounts)
+    for (const auto& [tier, bytes] : {std::pair<std::string, unsigned long long>{"fast", o.fast_bytes}, {"slow", o.slow_bytes}}) {
+      const std::string size = "size=" + std::to_string(bytes);
+      if (mkdir((dir + "/" + tier).c_str(), 0700) || mount("tmpfs", (dir + "/" + tier).c_str(), "tmpfs", 0, size.c_str()))
+        return fail_errno("cannot mount a tmpfs", errno);
+    }
   const auto mib = [](unsigned long long bytes) { return std::to_string(bytes >> 20) + "M"; };
   auto backend = [&](const std::string& tier, unsigned long long bytes) {
-    return "memory-backend-file,id=" + tier + ",mem-path=" + dir + "/" + tier + ",size=" + mib(bytes) +
-           ",share=on,align=2M";
+    if (o.memfd) return "memory-backend-memfd,id=" + tier + ",size=" + mib(bytes) + ",share=on";
+    return "memory-backend-file,id=" + tier + ",mem-path=" + guest->file(tier) + ",size=" + mib(bytes) + ",share=on,align=2M";
   };
   std::vector<std::string> arguments{
       "qemu-system-x86_64", "-name", o.name, "-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35",
@@ -52,6 +60,8 @@ Result<std::unique_ptr<Guest>> Guest::start(const GuestOptions& o) {
           std::string(o.qtest ? ",addr=4,disable-legacy=off,disable-modern=on,ioeventfd=off" : ""),
       // one client each: ours first, then the one that tierhostd finds
       "-qmp", "unix:" + dir + "/test-qmp,server=on,wait=off", "-qmp", "unix:" + dir + "/qmp,server=on,wait=off",
+      "-device", "virtio-serial-pci", "-chardev", "socket,id=flex,path=" + dir + "/agent,server=on,wait=off",
+      "-device", "virtserialport,chardev=flex,name=org.hypertier.flex.0",
       "-serial", "file:" + dir + "/console",
       "-chardev", "socket,id=control,path=" + dir + "/control,server=on,wait=off", "-serial", "chardev:control"};
   if (o.boot) {
@@ -107,6 +117,8 @@ Guest::~Guest() {
     waitpid(pid_, nullptr, 0);
   }
   if (control_ >= 0) close(control_);
+  if (mounts_)
+    for (const char* tier : {"fast", "slow"}) umount2((directory_ + "/" + tier).c_str(), MNT_DETACH);
   std::error_code ignored;
   if (!directory_.empty()) std::filesystem::remove_all(directory_, ignored);
 }

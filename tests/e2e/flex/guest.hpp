@@ -20,6 +20,8 @@ struct GuestOptions {
   bool boot = true;       // false: stopped at reset, no guest
   bool qtest = false;     // with a qtest socket and a legacy balloon in slot 4
   std::string directory;  // for its files; empty: a new one on tmpfs
+  bool mounts = false;    // a tmpfs of its own for each tier, so that it can be capped
+  bool memfd = false;     // memory without a name
 };
 
 class Guest {
@@ -33,7 +35,8 @@ class Guest {
   Qmp& qmp() { return *qmp_; }
   int pid() const { return pid_; }
   const std::string& directory() const { return directory_; }
-  std::string file(const std::string& tier) const { return directory_ + "/" + tier; }
+  // A tier's backing file; memory without a name has none.
+  std::string file(const std::string& tier) const { return directory_ + "/" + tier + (mounts_ ? "/memory" : ""); }
   // Memory that the host holds for a tier: st_blocks of its file.
   unsigned long long resident_bytes(const std::string& tier) const;
   std::string console() const;  // the kernel's messages so far
@@ -43,6 +46,7 @@ class Guest {
   Result<std::string> read_answer(int timeout_seconds);
 
   int pid_ = -1;
+  bool mounts_ = false;
   int control_ = -1;
   std::string directory_;
   std::string pending_;

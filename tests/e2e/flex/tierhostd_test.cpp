@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -207,6 +209,104 @@ TEST_F(Tierhostd, MovesARealGuestAndSurvivesWhatQemusDo) {
   o = tierctl("report -o " + dir + "/r.svg");
   EXPECT_EQ(o.status, 0);
   EXPECT_EQ(guest.console().find("Call Trace"), std::string::npos) << guest.console();
+}
+
+// The agent takes single pages, says more, and may die: the balloon's own number
+// is always there.
+TEST_F(Tierhostd, TheAgentsChannelAndWithoutIt) {
+  auto started = Guest::start(options("agent", true, 192 * kMiB, 192 * kMiB));
+  ASSERT_TRUE(started) << started.error().message;
+  auto& guest = **started;
+  ASSERT_TRUE(guest.run("insmod /modules/hyperflex.ko"));
+  const auto by = [&](const std::string& channel) {
+    Json json;
+    for (int i = 0; i < 300; i++) {
+      json = vm("agent");
+      if (json.is_object() && json["state"] == "managed" && json["channel"] == channel) break;
+      std::this_thread::sleep_for(200ms);
+    }
+    EXPECT_EQ(json["channel"], channel) << json.dump();
+    return json;
+  };
+  by("balloon");
+  ASSERT_TRUE(guest.run("tierd --fresh >/tmp/tierd.log 2>&1 & echo $! >/tmp/tierd.pid; sleep 1"));
+  auto json = by("agent");
+  EXPECT_GT(json["tiers"][0]["claimed_free_bytes"], 0u);
+
+  // No unit of the packed number: only the agent can say it.
+  const unsigned long long odd = 131076ULL << 10;
+  auto o = tierctl("set agent --fast 131076K --wait 200");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_LE(guest.resident_bytes("fast"), odd + 2 * kMiB);
+  auto target = guest.run("cat $B/virtio*/fast_balloon_target_bytes");
+  ASSERT_TRUE(target);
+  EXPECT_EQ(std::strtoull(target->c_str(), nullptr, 10), 192 * kMiB - odd);
+
+  // Taken up by the next tierhostd as it is, to the page.
+  stop(SIGKILL);
+  start();
+  json = by("agent");
+  EXPECT_EQ(json["tiers"][0]["target_bytes"], odd);
+
+  ASSERT_TRUE(guest.run("kill -9 $(cat /tmp/tierd.pid)"));
+  by("balloon");
+  o = tierctl("set agent --fast 160M --wait 200");
+  EXPECT_EQ(o.status, 0) << o.err;
+  for (int i = 0; i < 100; i++) {
+    target = guest.run("cat $B/virtio*/fast_balloon_target_bytes");
+    if (target && std::strtoull(target->c_str(), nullptr, 10) == 32 * kMiB) break;
+    std::this_thread::sleep_for(200ms);
+  }
+  EXPECT_EQ(*target, std::to_string(32 * kMiB) + "\n");
+  EXPECT_EQ(guest.console().find("Call Trace"), std::string::npos) << guest.console();
+}
+
+TEST_F(Tierhostd, CapsATierAndFindsMemoryWithoutAName) {
+  auto settings = options("capped", true, 192 * kMiB, 192 * kMiB);
+  settings.mounts = true;
+  auto started = Guest::start(settings);
+  ASSERT_TRUE(started) << started.error().message;
+  auto& guest = **started;
+  ASSERT_TRUE(guest.run("insmod /modules/hyperflex.ko"));
+  settings = options("memfd", false, 64 * kMiB, 64 * kMiB);
+  settings.memfd = true;
+  auto nameless = Guest::start(settings);
+  ASSERT_TRUE(nameless) << nameless.error().message;
+  const auto size_of_tmpfs = [&] {
+    struct statfs fs{};
+    statfs((guest.directory() + "/fast").c_str(), &fs);
+    return fs.f_blocks * static_cast<unsigned long long>(fs.f_bsize);
+  };
+  wait_for("capped", "managed");
+  // What the guest has not given back cannot be capped, and nothing changes.
+  auto o = tierctl("set capped --fast 96M --hard-cap");
+  EXPECT_EQ(o.status, 1);
+  EXPECT_NE(o.err.find("refuses"), std::string::npos) << o.err;
+  EXPECT_EQ(vm("capped")["tiers"][0]["target_bytes"], 192 * kMiB);
+  EXPECT_EQ(size_of_tmpfs(), 192 * kMiB);
+  EXPECT_EQ(tierctl("set capped --fast 128M --wait 200").status, 0);
+  o = tierctl("set capped --fast 130M --hard-cap");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(o.err.find("killed"), std::string::npos) << "the warning: " << o.err;
+  EXPECT_EQ(size_of_tmpfs(), 130 * kMiB);
+  // More again: the cap goes before the guest touches it.
+  o = tierctl("set capped --fast 192M");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(size_of_tmpfs(), 192 * kMiB);
+  const auto alive = guest.run("flexwork hold 0 33554432 more & while ! [ -e /tmp/more.in ]; do sleep 0.2; done; echo verify >/tmp/more.in; cat /tmp/more.out");
+  ASSERT_TRUE(alive) << alive.error().message;
+  EXPECT_EQ(*alive, "ok 8192\n");
+
+  // Found through QEMU and /proc, measured, but not to be capped.
+  const auto json = wait_for("memfd", "one_balloon");
+  EXPECT_NE(json["tiers"][0]["file"].get<std::string>().find("/fd/"), std::string::npos) << json.dump();
+  EXPECT_EQ(json["tiers"][0]["size_bytes"], 64 * kMiB);
+  struct stat fast{}, slow{};
+  ASSERT_EQ(stat(json["tiers"][0]["file"].get<std::string>().c_str(), &fast), 0);
+  ASSERT_EQ(stat(json["tiers"][1]["file"].get<std::string>().c_str(), &slow), 0);
+  EXPECT_NE(fast.st_ino, slow.st_ino);
+  EXPECT_EQ(fast.st_size, static_cast<off_t>(64 * kMiB));
+  EXPECT_EQ(json["tiers"][0]["resident_bytes"], fast.st_blocks * 512ULL);
 }
 
 constexpr unsigned long long kTier = 64 * kMiB;
