@@ -6,6 +6,7 @@
  *   policy.c   the struct_ops type, the seats, classify/admit/moved
  *   walk.c     spaces and their mappings, page-table walk
  *   move.c     exchange and migrate
+ *   abit.c     accessed bits, cleared and tested
  */
 #ifndef HYPERTIER_MODULE_H
 #define HYPERTIER_MODULE_H
@@ -92,6 +93,17 @@ struct mm_struct *ht_get_mm(u32 pid, u64 *space);
 struct folio *ht_get_folio(struct mm_struct *mm, unsigned long address);
 /* Mappings whose pages are not the module's business. */
 bool ht_vma_is_special(struct vm_area_struct *vma);
+/*
+ * The pmd of address; NULL: nothing there, and *next is where there may be
+ * something again. Under the mmap lock.
+ */
+pmd_t *ht_descend(struct mm_struct *mm, unsigned long address, unsigned long end,
+		  unsigned long *next);
+/*
+ * The entry of address, its page table locked and RCU held; NULL: no page table
+ * any more, nothing is held.
+ */
+pte_t *ht_map_lock(pmd_t *pmdp, unsigned long address, spinlock_t **ptl);
 
 /* ------------------------------------------------------------- kfuncs (all) */
 
@@ -101,6 +113,7 @@ int hypertier_moved(struct ht_run *run, u32 run__sz, struct tier_result *results
 /* void: the verifier knows no arrays of structs within an argument's struct */
 int hypertier_spaces(void *run, u32 run__sz, struct ht_mapping *mappings, u32 mappings__sz);
 int hypertier_walk(void *run, u32 run__sz, u64 *pages, u32 pages__sz);
+int hypertier_bits(void *run, u32 run__sz);
 int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, struct ht_pair *pairs, u32 pairs__sz);
 
 #endif

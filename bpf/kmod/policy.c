@@ -443,6 +443,7 @@ BTF_ID_FLAGS(func, hypertier_moved, KF_SLEEPABLE)
 BTF_ID_FLAGS(func, hypertier_spaces, KF_SLEEPABLE)
 BTF_ID_FLAGS(func, hypertier_walk, KF_SLEEPABLE)
 BTF_ID_FLAGS(func, hypertier_exchange, KF_SLEEPABLE)
+BTF_ID_FLAGS(func, hypertier_bits, KF_SLEEPABLE)
 BTF_KFUNCS_END(kfunc_ids)
 
 static const struct btf_kfunc_id_set kfuncs = {

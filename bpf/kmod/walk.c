@@ -206,7 +206,7 @@ static int walk_huge(struct walker *walker, struct mm_struct *mm, pmd_t *pmdp,
  * table that khugepaged takes away; under the lock the pmd tells whether it
  * was. NULL: not a page table any more.
  */
-static pte_t *map_lock(pmd_t *pmdp, unsigned long address, spinlock_t **ptl)
+pte_t *ht_map_lock(pmd_t *pmdp, unsigned long address, spinlock_t **ptl)
 {
 	pmd_t pmd;
 
@@ -227,7 +227,7 @@ static int walk_ptes(struct walker *walker, pmd_t *pmdp, unsigned long *address,
 		     unsigned long end)
 {
 	spinlock_t *ptl;
-	pte_t *ptes = map_lock(pmdp, *address, &ptl), *ptep = ptes;
+	pte_t *ptes = ht_map_lock(pmdp, *address, &ptl), *ptep = ptes;
 	int err = 0;
 
 	if (!ptes)
@@ -251,8 +251,8 @@ static int walk_ptes(struct walker *walker, pmd_t *pmdp, unsigned long *address,
  * The pmd of address; NULL: nothing there, and *next is where there may be
  * something again. Upper levels are not freed while the mmap lock is held.
  */
-static pmd_t *descend(struct mm_struct *mm, unsigned long address, unsigned long end,
-		      unsigned long *next)
+pmd_t *ht_descend(struct mm_struct *mm, unsigned long address, unsigned long end,
+		  unsigned long *next)
 {
 	pgd_t *pgd = pgd_offset(mm, address);
 	p4d_t *p4d;
@@ -282,7 +282,7 @@ static int walk_mapping(struct walker *walker, struct mm_struct *mm, unsigned lo
 {
 	while (*address < end) {
 		unsigned long next;
-		pmd_t *pmdp = descend(mm, *address, end, &next), pmd;
+		pmd_t *pmdp = ht_descend(mm, *address, end, &next), pmd;
 		int err = 0;
 
 		if (!pmdp) {

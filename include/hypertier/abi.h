@@ -399,6 +399,34 @@ struct ht_exchange_run {
 	__u64 ns;
 };
 
+/*
+ * hypertier_bits: reads accessed bits in two steps, each a run over the same
+ * entries. Clearing says in bits.checked and bits.set what was mapped and had
+ * been touched before; testing narrows checked to what was mapped both times
+ * and says in set what was touched in between.
+ */
+#define HT_CHECKS_MAX 4096
+
+enum ht_check_phase {
+	HT_CHECK_CLEAR,
+	HT_CHECK_TEST,
+};
+
+struct ht_check {
+	struct ht_bits bits;	/* in: space, granule; the rest zero before clearing */
+	__u64 cleared_ns;	/* out: CLOCK_MONOTONIC */
+	__u32 pid;		/* in */
+	__s32 error;		/* out: 0, -ESRCH (the space is gone), -EINVAL */
+};
+
+struct ht_bits_run {
+	__u32 nr;		/* in */
+	__u32 phase;		/* in: enum ht_check_phase */
+	__u64 visits;		/* out: page-table entries read in this step */
+	__u64 ns;		/* out: of this step */
+	struct ht_check check[HT_CHECKS_MAX];
+};
+
 /* ------------------------------------------------------- /dev/hypertier */
 
 /*

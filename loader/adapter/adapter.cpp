@@ -7,6 +7,7 @@
 #include <bit>
 #include <fstream>
 
+#include "adapter/abit.hpp"
 #include "adapter/mover.hpp"
 #include "adapter/sampler.hpp"
 #include "adapter/spaces.hpp"
@@ -38,6 +39,11 @@ class LoadedAdapter : public Adapter {
     mover_ = std::move(*mover);
     sampler_ = std::move(*sampler);
     spaces_ = std::move(*spaces);
+    if (options.bits_cpu_share > 0) {
+      auto abit = Abit::open(options.bits_cpu_share);
+      if (!abit) return std::unexpected(abit.error());
+      abit_ = std::move(*abit);
+    }
     if (options.pins.empty()) return {};
 
     if (auto removed = remove_stale_pins(options.pins); !removed) return std::unexpected(removed.error());
@@ -51,10 +57,14 @@ class LoadedAdapter : public Adapter {
   }
 
   Machine& machine() override { return *mover_; }
-  SampleSource& samples() override { return *sampler_; }
+  SampleSource& samples() override {
+    if (abit_) return *abit_;
+    return *sampler_;
+  }
 
   Result<> start(const ChosenSource& source) override {
     if (auto watching = spaces_->start(); !watching) return watching;
+    if (abit_) return abit_->start(), Result<>();
     auto sampling = sampler_->start(source);
     if (!sampling) spaces_->stop();
     return sampling;
@@ -62,11 +72,12 @@ class LoadedAdapter : public Adapter {
 
   void stop() override {
     if (!running()) return;
+    if (abit_) abit_->stop();
     sampler_->stop();
     spaces_->stop();
   }
 
-  bool running() const override { return sampler_ && sampler_->running(); }
+  bool running() const override { return (sampler_ && sampler_->running()) || (abit_ && abit_->running()); }
 
   int events_fd() const override { return spaces_->fd(); }
 
@@ -75,14 +86,21 @@ class LoadedAdapter : public Adapter {
     return spaces_->events(handler, on_rescan);
   }
 
-  SamplerCost cost() const override { return sampler_->cost(); }
+  SamplerCost cost() const override {
+    if (!abit_) return sampler_->cost();
+    const BitsStats bits = abit_->bits_stats();
+    return {bits.cpu_ns_total, bits.cycles_total};
+  }
   GranuleUse granules() const override { return sampler_->granules(); }
+  Result<> set_period(std::uint64_t period) override { return sampler_->set_period(period); }
+  BitsStats bits() const override { return abit_ ? abit_->bits_stats() : BitsStats{}; }
   std::uint32_t sampling_cpus() const override { return sampler_->sampling_cpus(); }
 
  private:
   fs::path pins_;
   std::unique_ptr<Mover> mover_;
   std::unique_ptr<Sampler> sampler_;
+  std::unique_ptr<Abit> abit_;  // in its place, if asked for
   std::unique_ptr<SpaceWatcher> spaces_;
 };
 

@@ -35,12 +35,26 @@ struct AdapterOptions {
   // (ht_module_info::movers).
   std::optional<std::array<int, HT_TIERS>> syscall_nodes;
   std::filesystem::path pins = "/sys/fs/bpf/hypertier/v1";  // empty: pin nothing
+  // Read accessed bits instead of sampling, in so much of all CPUs' time; 0: sample.
+  double bits_cpu_share = 0;
 };
 
 // What the sampler program itself costs, from the kernel's BPF statistics.
 struct SamplerCost {
   std::uint64_t ns_total = 0;
   std::uint64_t runs_total = 0;
+};
+
+// What reading accessed bits did and cost, since open().
+struct BitsStats {
+  std::uint64_t interval_ns = 0;  // between clearing and testing, now
+  std::uint64_t passes_total = 0;  // over all memory; the one in progress included
+  std::uint64_t cycles_total = 0;
+  std::uint64_t granules_total = 0;
+  std::uint64_t visits_total = 0;  // page-table entries, clearing and testing
+  std::uint64_t pages_total = 0;   // mapped both times
+  std::uint64_t pages_set_total = 0;
+  std::uint64_t cpu_ns_total = 0;  // of the whole thread
 };
 
 struct GranuleUse {
@@ -80,6 +94,10 @@ class Adapter {
   // Since open(); 0 while the kernel's BPF statistics cannot be had.
   virtual SamplerCost cost() const = 0;
   virtual GranuleUse granules() const = 0;
+  virtual BitsStats bits() const = 0;  // zero while sampling
+
+  // One sample in so many from now on.
+  [[nodiscard]] virtual Result<> set_period(std::uint64_t period) = 0;
 
   // CPUs that are sampled now; follows hotplug.
   virtual std::uint32_t sampling_cpus() const = 0;

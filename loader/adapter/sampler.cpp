@@ -103,10 +103,14 @@ Sampler::~Sampler() {
 }
 
 Result<Sampler::Attached> Sampler::attach(const SourceEvent& event, int cpu) {
-  auto open = open_event(event, -1, cpu);
+  SourceEvent scaled_event = event;
+  scaled_event.attr.sample_period = scaled(event.attr.sample_period);
+  auto open = open_event(scaled_event, -1, cpu);
   if (!open) return std::unexpected(open.error());
   Attached attached;
   attached.leader = Fd(open->leader_fd);
+  attached.fd = open->fd;
+  attached.period = event.attr.sample_period;
   LibbpfMessages messages;
   // enables the event as well, and owns its descriptor from here on
   attached.link = bpf_program__attach_perf_event(skeleton_->progs.ht_sample, open->fd);
@@ -157,6 +161,7 @@ Result<> Sampler::start(const ChosenSource& source) {
     uevents_.reset();
 
   events_ = source.events;
+  own_period_ = period_ = std::max<std::uint64_t>(1, source.period);
   if (auto attached = attach_new_cpus(true); !attached) {
     cpus_.clear();
     return attached;
@@ -164,6 +169,17 @@ Result<> Sampler::start(const ChosenSource& source) {
   run_time_ = Fd(bpf_enable_stats(BPF_STATS_RUN_TIME));
   store<__u32>(control().enabled, 1);
   running_ = true;
+  return {};
+}
+
+Result<> Sampler::set_period(std::uint64_t period) {
+  period_ = std::max<std::uint64_t>(1, period);
+  for (const auto& [cpu, events] : cpus_)
+    for (const auto& attached : events) {
+      std::uint64_t wanted = scaled(attached.period);
+      if (ioctl(attached.fd, PERF_EVENT_IOC_PERIOD, &wanted) < 0)
+        return fail_errno("cannot change the sampling period on CPU " + std::to_string(cpu), errno);
+    }
   return {};
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <filesystem>
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <vector>
@@ -26,6 +27,9 @@ class Sampler : public SampleSource {
   [[nodiscard]] Result<> start(const ChosenSource& source);
   void stop();
   bool running() const { return running_; }
+  // Of events open now and later: one sample in so many, where the source that
+  // was started has its own period.
+  [[nodiscard]] Result<> set_period(std::uint64_t period);
 
   [[nodiscard]] Result<> drain(const std::function<void(const ht_granule&)>& fold) override;
   void forget(__u64 space, __u64 start, __u64 end) override { slots_.forget(space, start, end); }
@@ -41,10 +45,12 @@ class Sampler : public SampleSource {
   // One event on one CPU; detached and closed with it.
   struct Attached {
     Fd leader;
-    bpf_link* link = nullptr;
+    bpf_link* link = nullptr;  // owns fd
+    int fd = -1;
+    std::uint64_t period = 0;  // as the source has it
     Attached() = default;
     Attached(Attached&& other) noexcept
-        : leader(std::move(other.leader)), link(std::exchange(other.link, nullptr)) {}
+        : leader(std::move(other.leader)), link(std::exchange(other.link, nullptr)), fd(other.fd), period(other.period) {}
     Attached& operator=(Attached&&) = delete;
     ~Attached() { bpf_link__destroy(link); }
   };
@@ -63,6 +69,8 @@ class Sampler : public SampleSource {
   MappedMap granules_, changed_, free_;
   Slots slots_;
   std::vector<SourceEvent> events_;
+  std::uint64_t own_period_ = 1, period_ = 1;
+  std::uint64_t scaled(std::uint64_t period) const { return std::max<std::uint64_t>(1, period * period_ / own_period_); }
   std::map<int, std::vector<Attached>> cpus_;
   Fd uevents_;   // hotplug news of the kernel
   Fd run_time_;  // keeps the kernel's BPF statistics on

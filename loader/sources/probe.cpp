@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,9 +16,6 @@
 namespace hypertier {
 namespace {
 
-// One sample in this many misses while probing: some hundred samples of a
-// touch that takes a fraction of a second.
-constexpr std::uint64_t kProbePeriod = 199;
 constexpr std::size_t kBufferBytes = 32UL << 20;
 constexpr std::size_t kTouches = 400'000;
 constexpr std::uint64_t kProbeSamplesMin = 50;
@@ -55,6 +53,16 @@ class Mapping {
   std::size_t bytes_;
   void* data_;
 };
+
+// A sample interrupts for about a microsecond; what is measured far from that is
+// noise of the machine.
+constexpr std::uint64_t kSampleNsMin = 200, kSampleNsMax = 20'000;
+
+std::uint64_t thread_cpu_ns() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000ULL + static_cast<std::uint64_t>(now.tv_nsec);
+}
 
 // Loads (and a store each, for store events) over the buffer in an order that
 // no prefetcher follows. The flush makes each one a miss on real hardware.
@@ -176,14 +184,22 @@ Result<ProbeCounts> take_probe(const std::vector<SourceEvent>& events) {
       return fail_errno("cannot map the ring of the event " + event.name, errno,
                         "see kernel.perf_event_mlock_kb");
   }
+  const std::uint64_t begin = thread_cpu_ns();
+  touch(buffer.data());
+  const std::uint64_t unsampled_ns = thread_cpu_ns() - begin;
   for (const auto& descriptor : descriptors)
     if (ioctl(descriptor.get(), PERF_EVENT_IOC_ENABLE, 0) < 0)
       return fail_errno("cannot enable the event " + events.front().name, errno);
+  const std::uint64_t enabled = thread_cpu_ns();
   touch(buffer.data());
+  const std::uint64_t sampled_ns = thread_cpu_ns() - enabled;
   for (const auto& descriptor : descriptors) ioctl(descriptor.get(), PERF_EVENT_IOC_DISABLE, 0);
 
   ProbeCounts counts;
   for (const auto& ring : rings) read_ring(ring, buffer.data(), counts);
+  if (counts.records)
+    counts.sample_ns = std::clamp(sampled_ns > unsampled_ns ? (sampled_ns - unsampled_ns) / counts.records : 0,
+                                  kSampleNsMin, kSampleNsMax);
   return counts;
 }
 
@@ -197,21 +213,21 @@ Result<ProbeResult> judge_probe(const ProbeCounts& counts, bool guest) {
   if (counts.with_address * 10 < counts.records)
     return fail("samples arrive (" + records + ") but carry no addresses",
                 guest ? "the host's KVM hides what PEBS needs for them (baseline, load-latency MSR): "
-                        "run on bare metal, or on a host that exposes both"
+                        "run on bare metal, or on a host that exposes both; abit works without"
                       : "the event does not record data addresses on this CPU");
   if (counts.inside < kInsideShareMin * counts.with_address)
     return fail("only " + std::to_string(counts.inside) + " of " + std::to_string(counts.with_address) +
                     " addresses fall inside the buffer that was touched (90 % must)",
                 "the addresses of this PMU cannot be trusted");
-  return ProbeResult{counts.with_address, counts.inside};
+  return ProbeResult{counts.with_address, counts.inside, counts.sample_ns};
 }
 
 namespace {
 
 // The real settings, except that a probe wants its samples at once.
-SourceSettings probe_settings(SourceSettings settings) {
-  settings.period = kProbePeriod;
-  if (settings.store_period) settings.store_period = kProbePeriod;
+SourceSettings probe_settings(SourceSettings settings, std::uint64_t period) {
+  settings.period = period;
+  if (settings.store_period) settings.store_period = period;
   return settings;
 }
 
@@ -219,8 +235,16 @@ SourceSettings probe_settings(SourceSettings settings) {
 
 Result<ChosenSource> probe_source(const Source& source, const SourceSettings& settings, const Roots& roots) {
   bool guest = is_guest(roots);
-  auto tried = source.events(probe_settings(settings));
+  auto tried = source.events(probe_settings(settings, source.probe_period()));
   if (!tried) return std::unexpected(tried.error());
+  if (!source.samples())
+    return ChosenSource{.name = std::string(source.name()),
+                        .description = source.describe(settings),
+                        .period = source.period(settings),
+                        .own_period = source.period({}),
+                        .holds_budget = source.holds_budget(),
+                        .events = {},
+                        .probe = {}};
   auto real = source.events(settings);
   if (!real) return std::unexpected(real.error());
   Error reason;
@@ -237,6 +261,8 @@ Result<ChosenSource> probe_source(const Source& source, const SourceSettings& se
     return ChosenSource{.name = std::string(source.name()),
                         .description = source.describe(settings) + " (" + names + ")",
                         .period = source.period(settings),
+                        .own_period = source.period({}),
+                        .holds_budget = source.holds_budget(),
                         .events = (*real)[way],
                         .probe = *result};
   }
@@ -267,8 +293,10 @@ std::vector<SourceReport> diagnose_sources(const SourceSettings& settings, const
     SourceReport report{
         .name = std::string(source->name()), .works = chosen.has_value(), .text = {}, .hint = {}};
     if (chosen) {
-      report.text = chosen->description + ": " + std::to_string(chosen->probe.inside) + " of " +
-                    std::to_string(chosen->probe.samples) + " probed addresses right";
+      report.text = chosen->description;
+      if (source->samples())
+        report.text += ": " + std::to_string(chosen->probe.inside) + " of " + std::to_string(chosen->probe.samples) +
+                       " probed addresses right";
     } else {
       report.text = chosen.error().message;
       report.hint = chosen.error().hint;

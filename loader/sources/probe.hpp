@@ -11,6 +11,7 @@ struct ProbeCounts {
   std::uint64_t records = 0;       // samples delivered
   std::uint64_t with_address = 0;  // whose address is not 0
   std::uint64_t inside = 0;        // whose address lies in the buffer
+  std::uint64_t sample_ns = 0;     // CPU time a sample took from the thread that was sampled
 };
 
 // Whether that proves the source; guest: we run in a virtual machine, which

@@ -42,6 +42,7 @@ struct SourceEvent {
 struct ProbeResult {
   std::uint64_t samples = 0;  // with an address, while a known buffer was touched
   std::uint64_t inside = 0;   // those of samples whose address lay in the buffer
+  std::uint64_t sample_ns = 0;  // CPU time that a sample took from what it interrupted
 };
 
 class Source {
@@ -54,6 +55,17 @@ class Source {
   // (cpu/mem-loads/, ldlat 64), one sample in 4093".
   virtual std::string describe(const SourceSettings& settings) const = 0;
 
+  // False: it reads accessed bits, and opens no event.
+  virtual bool samples() const { return true; }
+
+  // False: its period is left alone unless a CPU budget is asked for, so that
+  // figures compare.
+  virtual bool holds_budget() const { return true; }
+
+  // One sample in so many while probing: some hundred samples of a touch that
+  // takes a fraction of a second.
+  virtual std::uint64_t probe_period() const { return 199; }
+
   // Misses per sample with these settings.
   virtual std::uint64_t period(const SourceSettings& settings) const = 0;
 
@@ -65,10 +77,12 @@ class Source {
 
 // A source that was proved to deliver, with what to open.
 struct ChosenSource {
-  std::string name;         // "pebs", "vpebs"
+  std::string name;         // "pebs", "ibs", "vpebs", "abit"
   std::string description;  // one line for humans
-  std::uint64_t period = 0;
-  std::vector<SourceEvent> events;
+  std::uint64_t period = 0;      // now
+  std::uint64_t own_period = 0;  // the source's default
+  bool holds_budget = false;     // by itself, see Source
+  std::vector<SourceEvent> events;  // none: accessed bits are read
   ProbeResult probe;
 };
 

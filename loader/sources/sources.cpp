@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The sources of this build. `ibs` and `abit` will be two more.
+// The sources of this build, best first.
 #include <fstream>
 
 #include "sources/pmu.hpp"
@@ -9,6 +9,9 @@ namespace hypertier {
 namespace {
 
 constexpr std::uint64_t kPebsPeriod = 4093;  // the reference's, prime
+// Micro-ops, a multiple of 16: some thousand samples a second on a busy core.
+constexpr std::uint64_t kIbsPeriod = 262144;
+constexpr std::uint64_t kIbsProbePeriod = 4096;
 // Loads slower than this many cycles: not served by a cache near the core,
 // whatever the memory behind it is.
 constexpr std::uint64_t kLoadLatencyCycles = 64;
@@ -53,7 +56,7 @@ class Pebs : public Source {
     Cpu cpu = read_cpu(roots_);
     if (cpu.vendor != "GenuineIntel")
       return fail("PEBS needs an Intel CPU, this one is " + (cpu.vendor.empty() ? "unknown" : cpu.vendor),
-                  cpu.vendor == "AuthenticAMD" ? "AMD's IBS is not supported yet" : "");
+                  cpu.vendor == "AuthenticAMD" ? "AMD has IBS instead: see ibs" : "");
     // hybrid parts: the performance cores have load latency as servers do
     auto pmu = Pmu::find(roots_, "cpu_core");
     if (!pmu) pmu = Pmu::find(roots_, "cpu");
@@ -123,12 +126,60 @@ class Pebs : public Source {
   Roots roots_;
 };
 
+// AMD's instruction-based sampling: tags one op in so many, and says what memory
+// it touched.
+class Ibs : public Source {
+ public:
+  explicit Ibs(Roots roots) : roots_(std::move(roots)) {}
+
+  std::string_view name() const override { return "ibs"; }
+
+  // The hardware counts in steps of 16.
+  std::uint64_t period(const SourceSettings& settings) const override {
+    return settings.period ? (settings.period + 15) / 16 * 16 : kIbsPeriod;
+  }
+  std::uint64_t probe_period() const override { return kIbsProbePeriod; }
+
+  std::string describe(const SourceSettings& settings) const override {
+    auto pmu = Pmu::find(roots_, "ibs_op");
+    return "AMD IBS, " + one_in(period(settings)) + " micro-ops" +
+           (pmu && pmu->has_format("l3missonly") ? " that missed the L3 cache" : ", cache hits included");
+  }
+
+  Result<std::vector<std::vector<SourceEvent>>> events(const SourceSettings& settings) const override {
+    Cpu cpu = read_cpu(roots_);
+    if (cpu.vendor != "AuthenticAMD" && cpu.vendor != "HygonGenuine")
+      return fail("IBS needs an AMD CPU, this one is " + (cpu.vendor.empty() ? "unknown" : cpu.vendor));
+    auto pmu = Pmu::find(roots_, "ibs_op");
+    if (!pmu)
+      return cpu.guest ? fail("this virtual machine has no IBS: hypervisors do not pass it through",
+                              "use abit here, or run HyperTier on the host")
+                       : fail("the kernel has no PMU ibs_op here", "see dmesg for IBS, and the firmware's settings");
+    // Ops rather than cycles: a stalled core would be sampled for waiting. With
+    // Zen 4 and later, ops that missed the L3 cache only.
+    std::string terms;
+    for (const char* term : {"cnt_ctl", "l3missonly"})
+      if (pmu->has_format(term)) terms += (terms.empty() ? "" : ",") + std::string(term) + "=1";
+    auto attr = pmu->attr(terms);
+    if (!attr) return std::unexpected(attr.error());
+    SourceEvent event{.name = "ibs_op/" + terms + "/", .attr = *attr, .leader = {}, .cpu_list = pmu->cpu_list()};
+    set_sampling(event.attr, period(settings), 0);
+    // The PMU refuses every exclude; the sampler drops kernel addresses.
+    event.attr.exclude_kernel = event.attr.exclude_hv = event.attr.exclude_guest = 0;
+    return std::vector<std::vector<SourceEvent>>{{std::move(event)}};
+  }
+
+ private:
+  Roots roots_;
+};
+
 // The lab's virtual PEBS: a PMU of its own that the simulated memory feeds.
 class Vpebs : public Source {
  public:
   explicit Vpebs(Roots roots) : roots_(std::move(roots)) {}
 
   std::string_view name() const override { return "vpebs"; }
+  bool holds_budget() const override { return false; }
 
   std::uint64_t period(const SourceSettings& settings) const override {
     if (settings.period) return settings.period;
@@ -155,12 +206,37 @@ class Vpebs : public Source {
   Roots roots_;
 };
 
+// Accessed bits of the page tables, read by the module: no PMU at all.
+class AccessedBits : public Source {
+ public:
+  explicit AccessedBits(Roots roots) : roots_(std::move(roots)) {}
+
+  std::string_view name() const override { return "abit"; }
+  bool samples() const override { return false; }
+  std::uint64_t period(const SourceSettings&) const override { return 1; }
+
+  std::string describe(const SourceSettings&) const override {
+    return "accessed bits of the page tables, cleared and tested in pairs, without a TLB flush";
+  }
+
+  Result<std::vector<std::vector<SourceEvent>>> events(const SourceSettings&) const override {
+    if (!std::filesystem::exists(roots_.sys / "module/hypertier"))
+      return fail("accessed bits are read by hypertier.ko, which is not loaded", "modprobe hypertier");
+    return std::vector<std::vector<SourceEvent>>{};
+  }
+
+ private:
+  Roots roots_;
+};
+
 }  // namespace
 
 std::vector<std::unique_ptr<Source>> make_sources(const Roots& roots) {
   std::vector<std::unique_ptr<Source>> sources;
   sources.push_back(std::make_unique<Pebs>(roots));
+  sources.push_back(std::make_unique<Ibs>(roots));
   sources.push_back(std::make_unique<Vpebs>(roots));
+  sources.push_back(std::make_unique<AccessedBits>(roots));
   return sources;
 }
 

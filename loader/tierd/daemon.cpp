@@ -416,6 +416,29 @@ Json Daemon::status() const {
   json["period"] = running ? Json(tiering_->source().period) : Json(nullptr);
   json["epoch_ms"] = running ? Json(tiering_->epoch_ms()) : Json(nullptr);
   json["s"] = running ? Json(tiering_->density()) : Json(nullptr);
+  if (running) {
+    Json& sampling = json["sampling"];
+    const double budget = tiering_->cpu_share_max();
+    sampling["cpu_share_max"] = budget > 0 ? Json(budget) : Json(nullptr);
+    sampling["cpu_share"] = std::max(0.0, tiering_->cpu_share());
+    if (tiering_->source().events.empty()) {
+      const BitsStats bits = tiering_->bits();
+      sampling["interval_ns"] = bits.interval_ns;
+      sampling["passes_total"] = bits.passes_total;
+      sampling["granules_total"] = bits.granules_total;
+      sampling["visits_total"] = bits.visits_total;
+      sampling["pages_total"] = bits.pages_total;
+      sampling["pages_set_total"] = bits.pages_set_total;
+      sampling["cpu_ns_total"] = bits.cpu_ns_total;
+    } else {
+      sampling["period"] = tiering_->source().period;
+      sampling["period_min"] = tiering_->rate_control().period_min();
+      sampling["period_max"] = tiering_->rate_control().period_max();
+      sampling["sample_ns"] = tiering_->source().probe.sample_ns;
+    }
+  } else {
+    json["sampling"] = nullptr;
+  }
   json["sampling_cpus"] = running ? tiering_->sampling_cpus() : 0;
   json["default_policy"] = kDefaultPolicy;
 

@@ -18,9 +18,13 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("tierd " HT_VERSION));
   app.add_option("--fast-nodes", options.tiering.tiers.fast_nodes, "NUMA nodes of the fast tier, as 0,2-3 (default: found out)");
   app.add_option("--slow-nodes", options.tiering.tiers.slow_nodes, "NUMA nodes of the slow tier (default: found out)");
-  app.add_option("--source", options.tiering.source, "sample with this source only: pebs or vpebs (default: the best that works)");
+  app.add_option("--source", options.tiering.source, "take heat from this source only: pebs, ibs, vpebs or abit (default: the best that works)");
   app.add_option("--period", options.tiering.sampling.period, "misses per sample (default: the source's own)")
       ->check(CLI::Range(1U, 1U << 30));
+  double cpu_percent = 0;
+  auto* cpu_budget = app.add_option("--cpu-budget", cpu_percent,
+                                    "CPU time for sampling, % of all online CPUs: the period, or the share of memory whose accessed bits are read, follows (default: 0.5; the lab's virtual PEBS: none)")
+                         ->check(CLI::Range(0.01, 50.0));
   app.add_option("--granules", options.tiering.granules, "2 MiB pieces that can be tracked at once (default: from RAM size)")
       ->check(CLI::Range(1024U, 1U << 26));
   app.add_option("--socket", options.socket, "where tierctl finds it")->capture_default_str();
@@ -32,6 +36,9 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
+  if (*cpu_budget) options.tiering.cpu_share = cpu_percent / 100;
+  // A period that was asked for stays, unless a budget is asked for as well.
+  else if (options.tiering.sampling.period) options.tiering.hold_cpu_share = false;
   const auto end = [](const Error& error) {
     std::fprintf(stderr, "tierd: %s\n", error.message.c_str());
     if (!error.hint.empty()) std::fprintf(stderr, "HINT: %s\n", error.hint.c_str());

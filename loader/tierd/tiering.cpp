@@ -19,6 +19,8 @@ namespace hypertier {
 namespace {
 
 constexpr std::size_t kDensityEpochs = 20;
+// What sampling costs is judged over at least so long.
+constexpr std::uint64_t kJudgeNs = 400'000'000;
 
 std::string abi_text(std::uint32_t abi) { return std::to_string(abi >> 16) + "." + std::to_string(abi & 0xffff); }
 
@@ -94,6 +96,7 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
   adapter_options.granules = options.granules;
   if (info->movers == 1U << HT_MOVER_SYSCALL)
     adapter_options.syscall_nodes = {t.tiers_.nodes[HT_TIER_FAST].front(), t.tiers_.nodes[HT_TIER_SLOW].front()};
+  if (t.source_.events.empty()) adapter_options.bits_cpu_share = options.cpu_share.value_or(RateControl::kDefaultShare);
   auto adapter = Adapter::open(adapter_options);
   if (!adapter) return std::unexpected(adapter.error());
   t.adapter_ = std::move(*adapter);
@@ -107,6 +110,9 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
   auto seat = Seat::take(t.policy_);
   if (!seat) return std::unexpected(seat.error());
   t.seat_.emplace(std::move(*seat));
+  if ((t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share) t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
+  // Accessed bits hold their budget themselves.
+  t.rate_ = RateControl(t.source_.events.empty() ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
   t.load_default();
   t.last_epoch_ns_ = now_ns();
   return tiering;
@@ -208,6 +214,21 @@ bool Tiering::eject(const ht_run& run, std::optional<PolicyExit>& ejected) {
   return true;
 }
 
+// BPF programs are timed by the kernel, the interrupt around them was by the probe.
+std::uint64_t Tiering::sampling_ns() const {
+  const SamplerCost cost = adapter_->cost();
+  if (source_.events.empty()) return cost.ns_total;
+  return cost.ns_total + adapter_->samples().stats().samples_total * source_.probe.sample_ns;
+}
+
+void Tiering::hold_cpu_share(std::uint64_t elapsed_ns) {
+  unjudged_ns_ += elapsed_ns;
+  if (unjudged_ns_ < kJudgeNs) return;
+  const std::uint64_t ns = sampling_ns();
+  const std::uint64_t period = rate_.update(ns - std::exchange(sampling_ns_, ns), std::exchange(unjudged_ns_, 0), cpus_);
+  if (period != source_.period && adapter_->set_period(period)) source_.period = period;
+}
+
 Result<> Tiering::epoch(std::optional<PolicyExit>& ejected) {
   if (auto taken = take_events(); !taken) return taken;
   const auto pages = tier_pages(tiers_);
@@ -234,6 +255,7 @@ Result<> Tiering::epoch(std::optional<PolicyExit>& ejected) {
   auto report = engine_->epoch(input);
   if (!report) return std::unexpected(report.error());
   report_ = std::move(*report);
+  hold_cpu_share(input.epoch_ns);
   densities_.push_back(fast.total != 0 ? static_cast<double>(report_->scope.samples) / static_cast<double>(fast.total) : 0);
   if (densities_.size() > kDensityEpochs) densities_.pop_front();
   return {};

@@ -19,6 +19,7 @@
 #include "engine/engine.hpp"
 #include "policy/policy.hpp"
 #include "result.hpp"
+#include "sources/rate_control.hpp"
 
 namespace hypertier {
 
@@ -27,6 +28,10 @@ struct TieringOptions {
   std::uint32_t granules = 0;
   std::string source;  // empty: choose
   SourceSettings sampling;
+  // CPU time that sampling may take, as a share of all online CPUs'. Not set: the
+  // default, for sources that hold one.
+  std::optional<double> cpu_share;
+  bool hold_cpu_share = true;  // false: none but cpu_share
 };
 
 // Why a policy left its seat, as status shows it.
@@ -71,6 +76,10 @@ class Tiering {
   const std::optional<EpochReport>& report() const { return report_; }
   ht_sampler_stats sampler_stats() const { return adapter_->samples().stats(); }
   SamplerCost sampler_cost() const { return adapter_->cost(); }
+  BitsStats bits() const { return adapter_->bits(); }
+  double cpu_share_max() const { return cpu_share_max_; }  // 0: none is held
+  double cpu_share() const { return rate_.share(); }
+  const RateControl& rate_control() const { return rate_; }
   GranuleUse granules() const { return adapter_->granules(); }
   std::uint32_t sampling_cpus() const { return adapter_->sampling_cpus(); }
   std::uint64_t empty_epochs_total() const { return empty_epochs_total_; }
@@ -81,6 +90,8 @@ class Tiering {
  private:
   Tiering() = default;
   void load_default();
+  void hold_cpu_share(std::uint64_t elapsed_ns);
+  std::uint64_t sampling_ns() const;
   bool eject(const ht_run& run, std::optional<PolicyExit>& ejected);
 
   // Declared in the order of construction: destroyed the other way round, the
@@ -97,6 +108,10 @@ class Tiering {
   std::optional<Seat> seat_;
 
   std::uint32_t cpus_ = 1;
+  double cpu_share_max_ = 0;
+  RateControl rate_;
+  std::uint64_t sampling_ns_ = 0;  // sampling_ns() when it was last looked at
+  std::uint64_t unjudged_ns_ = 0;  // time that has passed since
   std::uint64_t generation_ = 1;
   std::uint64_t last_epoch_ns_ = 0;
   std::uint64_t empty_epochs_total_ = 0;

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What sources do for tiering, in the lab: accessed bits alone, and sampling
+// that holds its CPU budget. Judged by the truth of the simulated memory and by
+// counters, never by time.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdarg>
+#include <cstdio>
+#include <filesystem>
+
+#include <CLI/CLI.hpp>
+
+#include "../pipeline/harness.hpp"
+
+using namespace e2e;
+
+namespace {
+
+constexpr uint64_t kEpochs = 60;             // the bound of the project's goal
+constexpr uint64_t kEpochAccesses = 650000;  // about half a second of the guest's clock
+
+int failed = 0;
+
+[[gnu::format(printf, 2, 3)]] void check(bool ok, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  std::printf("%s ", ok ? "  ok  " : "  FAIL");
+  std::vprintf(format, arguments);
+  std::printf("\n");
+  std::fflush(stdout);
+  va_end(arguments);
+  failed += !ok;
+}
+
+// A tierd of our own, with what it is told.
+class Tierd {
+ public:
+  explicit Tierd(std::vector<std::string> options) : child_(command(std::move(options))) {
+    for (int i = 0; i < 200 && access("/run/hypertier/tierd.sock", F_OK) != 0; ++i) usleep(100000);
+  }
+  ~Tierd() {
+    child_.signal(SIGTERM);
+    child_.wait();
+  }
+
+ private:
+  static std::vector<std::string> command(std::vector<std::string> options) {
+    const auto build = std::filesystem::read_symlink("/proc/self/exe").parent_path().parent_path();
+    if (access("/dev/hypertier", F_OK) != 0 && run({"insmod", build / "bpf/kmod/hypertier.ko"}).status != 0) die("hypertier.ko does not load");
+    options.insert(options.begin(), {"tierd", "--fresh", "--state-dir", "/tmp/abit-state"});
+    return options;
+  }
+  Child child_;
+};
+
+Truth window(Child& workload, Meter& meter, uint64_t operations) {
+  workload.ask("run " + std::to_string(operations), "done");
+  return meter.take();
+}
+
+unsigned long long ull(uint64_t value) { return value; }
+
+// ------------------------------------------------------------ accessed bits
+
+struct Hotset {
+  std::string piece;
+  double bound;  // share of the best possible that must be reached; 0: printed
+};
+
+void abit_test(const Hotset& set, uint64_t seed) {
+  std::printf("accessed bits alone, hot pieces of %s, seed %llu\n", set.piece.c_str(), ull(seed));
+  tighten_reserve();
+  Child hotset({"hotset", "--size", "384M", "--hot", "64M", "--piece", set.piece, "--seed", std::to_string(seed), "--place", "slow-hot"});
+  hotset.expect("ready");
+  Meter meter(hotset.pid());
+  hotset.ask("place best", "placed");
+  window(hotset, meter, kEpochAccesses);
+  const double best = window(hotset, meter, 2 * kEpochAccesses).ratio();
+  hotset.ask("place worst", "placed");
+  window(hotset, meter, kEpochAccesses);
+  const double before = window(hotset, meter, kEpochAccesses).ratio();
+
+  Tierd tierd({"--source", "abit"});
+  FlushCounter flushes;
+  tierctl({"load", "hyperplace"});
+  const uint64_t first = counters().epochs;
+  uint64_t epoch = 0, reached = 0;
+  double ratio = 0;
+  std::printf("      nothing seated %.3f, best %.3f; epoch:true hit ratio", before, best);
+  while (epoch < kEpochs) {
+    ratio = window(hotset, meter, kEpochAccesses).ratio();
+    epoch = counters().epochs - first;
+    std::printf(" %llu:%.3f", ull(epoch), ratio);
+    std::fflush(stdout);
+    if (!reached && ratio >= 0.9 * best) reached = epoch;
+    if (reached && epoch >= reached + 5) break;
+  }
+  std::printf("\n");
+  const json status = tierctl({"status"});
+  std::printf("      sampling %s\n", status.at("sampling").dump().c_str());
+  const json& sampling = status.at("sampling");
+  const double share = sampling.at("cpu_share"), share_max = sampling.at("cpu_share_max");
+  check(status.at("source") == "abit", "the source is %s", status.at("source").get<std::string>().c_str());
+  if (set.bound > 0)
+    check(ratio >= set.bound * best, "true hit ratio %.3f, %.3f of the best possible (%.3f), which needs %.2f within %llu epochs: 0.90 after %llu",
+          ratio, ratio / best, best, set.bound, ull(kEpochs), ull(reached));
+  else
+    std::printf("      true hit ratio %.3f, %.3f of the best possible (%.3f) after %llu epochs\n", ratio, ratio / best, best, ull(epoch));
+  check(share <= share_max, "reading bits takes %.3f %% of all CPUs' time, of %.3f %%", 100 * share, 100 * share_max);
+  // The thread that reads has its own name: its flushes are not the mover's.
+  const auto own = flushes.by("tierd-abit");
+  check(own.calls == 0 && own.flushes == 0, "it asked for %llu TLB flushes, %llu were done", ull(own.calls), ull(own.flushes));
+  const auto done = counters();
+  std::printf("      pages moved: %llu up, %llu down; the mover's flushes %llu\n", ull(done.promoted), ull(done.demoted), ull(flushes.by("tierd").calls));
+  tierctl({"unload"});
+  check(hotset.ask("stop", "stopped").at("ok") && hotset.wait() == 0, "no byte of 384 MiB wrong, no write lost");
+}
+
+// -------------------------------------------------------------- rate control
+
+// Guest time of so many accesses, by the workload's own clock.
+double seconds(Child& hotset, uint64_t operations) {
+  timespec from{}, to{};
+  clock_gettime(CLOCK_MONOTONIC, &from);
+  hotset.ask("run " + std::to_string(operations), "done");
+  clock_gettime(CLOCK_MONOTONIC, &to);
+  return static_cast<double>(to.tv_sec - from.tv_sec) + static_cast<double>(to.tv_nsec - from.tv_nsec) * 1e-9;
+}
+
+void rate_test() {
+  std::printf("sampling holds its CPU budget\n");
+  const double budget = 0.005;
+  Child hotset({"hotset", "--size", "128M", "--hot", "32M", "--seed", "1", "--place", "slow-hot"});
+  hotset.expect("ready");
+  seconds(hotset, kEpochAccesses);
+  const double unsampled = seconds(hotset, 8 * kEpochAccesses);
+  Tierd tierd({"--source", "vpebs", "--period", "2", "--cpu-budget", "0.5"});
+  tierctl({"load", "static"});
+  json sampling = tierctl({"status"}).at("sampling");
+  const uint64_t start = sampling.at("period");
+  check(start <= 16, "the period starts at %llu, far too low", ull(start));
+  std::printf("      period after each epoch's worth:");
+  for (int i = 0; i < 16; ++i) {
+    seconds(hotset, kEpochAccesses);
+    sampling = tierctl({"status"}).at("sampling");
+    std::printf(" %llu (%.2f %%)", ull(sampling.at("period")), 100 * sampling.at("cpu_share").get<double>());
+    std::fflush(stdout);
+  }
+  std::printf("\n      %s\n", sampling.dump().c_str());
+  const uint64_t period = sampling.at("period");
+  check(period > start, "it is %llu now", ull(period));
+  check(period >= sampling.at("period_min") && period <= sampling.at("period_max"), "which is within its bounds, %llu to %llu",
+        ull(sampling.at("period_min")), ull(sampling.at("period_max")));
+  check(sampling.at("cpu_share") <= 1.2 * budget, "sampling takes %.3f %% of all CPUs' time by its own account, of %.3f %%",
+        100 * sampling.at("cpu_share").get<double>(), 100 * budget);
+  // What the workload lost, whoever took it: the interrupts, the sampler, tierd.
+  const double sampled = seconds(hotset, 8 * kEpochAccesses);
+  const double lost = (sampled - unsampled) / sampled / static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN));
+  std::printf("      the workload's accesses took %.3f s without, %.3f s with it: %.3f %% of all CPUs' time\n", unsampled, sampled, 100 * lost);
+  check(lost <= 2 * budget, "the workload lost %.3f %% of all CPUs' time to everything of ours, at most %.3f %% is allowed", 100 * lost, 200 * budget);
+  tierctl({"unload"});
+  hotset.ask("stop", "stopped");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"sources of heat, inside the lab"};
+  app.require_subcommand(1);
+  uint64_t seed = 1;
+  CLI::App* abit = app.add_subcommand("abit", "accessed bits alone find the hot set");
+  abit->add_option("--seed", seed);
+  std::vector<std::string> pieces = {"2M", "64K", "4K"};
+  abit->add_option("--piece", pieces);
+  CLI::App* rate = app.add_subcommand("rate", "sampling holds its CPU budget");
+  CLI11_PARSE(app, argc, argv);
+  if (abit->parsed())
+    for (const std::string& piece : pieces) abit_test({piece, piece == "2M" ? 0.9 : 0}, seed);
+  if (rate->parsed()) rate_test();
+  return failed ? 1 : 0;
+}
