@@ -86,13 +86,14 @@ void Abit::loop(std::stop_token stop) {
       check.pid = targets[i].pid;
     }
     auto done = step(HT_CHECK_CLEAR);
-    std::uint64_t visits = run.visits;
+    std::uint64_t visits = run.visits, read_ns = run.ns;
     lock.lock();
     wake_.wait_until(lock, stop, after(start, cycle.interval_ns), [] { return false; });
     lock.unlock();
     // Also when asked to stop: it puts back what was cleared.
     if (done) done = step(HT_CHECK_TEST);
     visits += run.visits;
+    read_ns += run.ns;
     lock.lock();
 
     std::uint64_t pages = 0, pages_set = 0;
@@ -117,6 +118,7 @@ void Abit::loop(std::stop_token stop) {
     stats_.pages_total += pages;
     stats_.pages_set_total += pages_set;
     stats_.cpu_ns_total += cpu_ns;
+    stats_.read_ns_total += read_ns;
     const std::uint64_t next = plan_.spent(cycle, run.nr, cpu_ns, pages ? static_cast<double>(pages_set) / static_cast<double>(pages) : 0);
     wake_.wait_until(lock, stop, after(start, next), [] { return false; });
     if (stop.stop_requested()) break;

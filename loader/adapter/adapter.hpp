@@ -54,7 +54,8 @@ struct BitsStats {
   std::uint64_t visits_total = 0;  // page-table entries, clearing and testing
   std::uint64_t pages_total = 0;   // mapped both times
   std::uint64_t pages_set_total = 0;
-  std::uint64_t cpu_ns_total = 0;  // of the whole thread
+  std::uint64_t cpu_ns_total = 0;   // of the whole thread
+  std::uint64_t read_ns_total = 0;  // of that, in the module
 };
 
 struct GranuleUse {

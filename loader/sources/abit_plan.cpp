@@ -10,7 +10,7 @@ namespace {
 
 // Time between cycles where intervals are short: few wake-ups, but several
 // cycles an epoch.
-constexpr double kCycleNs = 50e6;
+constexpr double kCycleNs = 200e6;
 // Every so many cycles one has a quarter of the interval: with one interval
 // only, an estimate that is too low would keep it too long for ever.
 constexpr std::uint64_t kShortEvery = 5;

@@ -430,6 +430,8 @@ Json Daemon::status() const {
       sampling["pages_total"] = bits.pages_total;
       sampling["pages_set_total"] = bits.pages_set_total;
       sampling["cpu_ns_total"] = bits.cpu_ns_total;
+      sampling["read_ns_total"] = bits.read_ns_total;
+      sampling["cycles_total"] = bits.cycles_total;
     } else {
       sampling["period"] = tiering_->source().period;
       sampling["period_min"] = tiering_->rate_control().period_min();

@@ -109,7 +109,7 @@ TEST(Pebs, RefusedWithTheReason) {
             "the PMU of this virtual machine has no PEBS | run HyperTier where PEBS is passed through, or on "
             "the host");
   EXPECT_EQ(refusal("amd"),
-            "PEBS needs an Intel CPU, this one is AuthenticAMD | AMD's IBS is not supported yet");
+            "PEBS needs an Intel CPU, this one is AuthenticAMD | AMD has IBS instead: see ibs");
 }
 
 TEST(Pebs, AGuestOfStockKvmIsToldByTheProbe) {
@@ -121,6 +121,58 @@ TEST(Pebs, AGuestOfStockKvmIsToldByTheProbe) {
   ASSERT_FALSE(judged);
   EXPECT_EQ(judged.error().message, "samples arrive (900) but carry no addresses");
   EXPECT_NE(judged.error().hint.find("KVM"), std::string::npos);
+}
+
+TEST(Ibs, Zen4SamplesOpsThatMissTheL3Cache) {
+  auto ways = events("zen4", "ibs");
+  ASSERT_TRUE(ways) << ways.error().message;
+  ASSERT_EQ(ways->size(), 1u);
+  ASSERT_EQ(ways->at(0).size(), 1u);
+  const auto& ops = ways->at(0)[0];
+  EXPECT_EQ(ops.name, "ibs_op/cnt_ctl=1,l3missonly=1/");
+  EXPECT_EQ(ops.attr.type, 11u);
+  EXPECT_EQ(ops.attr.config, 1u << 19 | 1u << 16);
+  EXPECT_EQ(ops.attr.sample_period % 16, 0u) << "the PMU refuses anything else";
+  EXPECT_EQ(ops.attr.sample_type, PERF_SAMPLE_ADDR | PERF_SAMPLE_DATA_SRC | PERF_SAMPLE_WEIGHT);
+  EXPECT_EQ(ops.attr.wakeup_events, 1u);
+  EXPECT_TRUE(ops.attr.disabled);
+  // PERF_PMU_CAP_NO_EXCLUDE: any of them is EINVAL
+  EXPECT_FALSE(ops.attr.exclude_kernel || ops.attr.exclude_hv || ops.attr.exclude_guest || ops.attr.exclude_user);
+  EXPECT_EQ(events("zen4", "ibs", {.period = 1000})->at(0)[0].attr.sample_period, 1008u);
+}
+
+TEST(Ibs, OlderPartsSampleAllOps) {
+  auto ways = events("amd", "ibs");
+  ASSERT_TRUE(ways) << ways.error().message;
+  EXPECT_EQ(ways->at(0)[0].attr.config, 0u) << "no format, no term";
+  for (auto& source : make_sources(machine("amd")))
+    if (source->name() == "ibs") {
+      EXPECT_NE(source->describe({}).find("cache hits included"), std::string::npos);
+      EXPECT_EQ(source->probe_period() % 16, 0u);
+    }
+}
+
+TEST(Ibs, RefusedWithTheReason) {
+  auto guest = events("amd-vm", "ibs");
+  ASSERT_FALSE(guest);
+  EXPECT_EQ(guest.error().message, "this virtual machine has no IBS: hypervisors do not pass it through");
+  EXPECT_NE(guest.error().hint.find("abit"), std::string::npos);
+  auto intel = events("ice-lake", "ibs");
+  ASSERT_FALSE(intel);
+  EXPECT_EQ(intel.error().message, "IBS needs an AMD CPU, this one is GenuineIntel");
+}
+
+TEST(Abit, IsTakenWhereNothingElseWorks) {
+  auto chosen = choose_source({}, {}, machine("amd-vm"));
+  ASSERT_TRUE(chosen) << chosen.error().message;
+  EXPECT_EQ(chosen->name, "abit");
+  EXPECT_TRUE(chosen->events.empty());
+  auto reports = diagnose_sources({}, machine("amd-vm"));
+  EXPECT_EQ(reports.back().name, "abit");
+  EXPECT_TRUE(reports.back().works);
+  auto refused = choose_source({}, "abit", machine("ice-lake"));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().hint, "abit: modprobe hypertier");
 }
 
 TEST(Vpebs, OnlyInTheLab) {
@@ -144,21 +196,23 @@ TEST(Probe, NinetyPercentInside) {
 }
 
 TEST(Choice, SaysWhyEachWasRefused) {
-  auto chosen = choose_source({}, {}, machine("amd"));
+  auto chosen = choose_source({}, {}, machine("nothing"));
   ASSERT_FALSE(chosen);
   EXPECT_EQ(chosen.error().message,
-            "no source of samples works here (pebs: PEBS needs an Intel CPU, this one is AuthenticAMD; "
-            "vpebs: there is no PMU vpebs, which only the lab has)");
+            "no source of samples works here (pebs: PEBS needs an Intel CPU, this one is unknown; "
+            "ibs: IBS needs an AMD CPU, this one is unknown; "
+            "vpebs: there is no PMU vpebs, which only the lab has; "
+            "abit: accessed bits are read by hypertier.ko, which is not loaded)");
   EXPECT_FALSE(chosen.error().hint.empty());
-  auto unknown = choose_source({}, "ibs", machine("amd"));
+  auto unknown = choose_source({}, "nonsense", machine("amd"));
   ASSERT_FALSE(unknown);
-  EXPECT_EQ(unknown.error().message, "there is no source \"ibs\"");
-  EXPECT_EQ(unknown.error().hint, "sources are: pebs, vpebs");
+  EXPECT_EQ(unknown.error().message, "there is no source \"nonsense\"");
+  EXPECT_EQ(unknown.error().hint, "sources are: pebs, ibs, vpebs, abit");
 }
 
 TEST(Choice, OneLineASourceForDoctor) {
   auto reports = diagnose_sources({}, machine("vm-without-pmu"));
-  ASSERT_EQ(reports.size(), 2u);
+  ASSERT_EQ(reports.size(), 4u);
   EXPECT_EQ(reports[0].name, "pebs");
   EXPECT_FALSE(reports[0].works);
   EXPECT_EQ(reports[0].text, "this virtual machine has no PMU");

@@ -14,10 +14,12 @@
 #include <atomic>
 #include <cstring>
 #include <deque>
+#include <fstream>
 #include <random>
 #include <sstream>
 #include <thread>
 
+#include "bits.hpp"
 #include "flushes.hpp"
 #include "harness.hpp"
 
@@ -192,6 +194,38 @@ class Victim {
 const char* const kResults[] = {"none", "done", "gone", "already", "pinned", "busy",
                                 "special", "mismatch", "no memory", "partner", "other"};
 
+// Accessed bits of all that a process has are cleared and tested all the time.
+class BitReader {
+ public:
+  BitReader(int pid, std::uint64_t space) : thread_([=, this](std::stop_token stop) {
+    while (!stop.stop_requested()) {
+      bits_.clear();
+      std::ifstream maps("/proc/" + std::to_string(pid) + "/maps");
+      std::uint64_t next = 0;
+      for (std::string line; std::getline(maps, line);) {
+        std::uint64_t start = std::stoull(line, nullptr, 16), end = std::stoull(line.substr(line.find('-') + 1), nullptr, 16);
+        for (std::uint64_t granule = std::max(next, start >> HT_GRANULE_SHIFT);
+             granule << HT_GRANULE_SHIFT < end && end < 1ull << 47 && bits_.run().nr < 1024; granule++)
+          bits_.add(pid, space, granule), next = granule + 1;
+      }
+      if (bits_.step(HT_CHECK_CLEAR)) failed = true;
+      usleep(2000);
+      if (bits_.step(HT_CHECK_TEST)) failed = true;
+      visits += bits_.run().visits;
+    }
+  }) {}
+  void stop() {
+    thread_.request_stop();
+    thread_.join();
+  }
+  std::atomic<std::uint64_t> visits = 0;
+  std::atomic<bool> failed = false;
+
+ private:
+  Bits bits_;
+  std::jthread thread_;
+};
+
 TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
   Device device;
   write_file("/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled", "always");
@@ -215,6 +249,7 @@ TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
   ht_exchange_run total{};
   FlushCounter counter;
   std::uint64_t moved = 0, runs = 0, space = mover().space_of(victim);
+  BitReader reader(victim, space);
   while (moved < moves_wanted && !shared->lost) {
     // what it maps now, walked once a tier
     auto& spaces = mover().spaces();
@@ -257,6 +292,9 @@ TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
     if (++runs % 8 == 0) write_file("/proc/sys/vm/compact_memory", "1");
     ASSERT_LT(runs, moves_wanted) << "almost nothing moves";
   }
+  reader.stop();
+  EXPECT_FALSE(reader.failed);
+  EXPECT_GT(reader.visits, 100000u);
   shared->stop = true;
   int status = -1;
   ASSERT_EQ(waitpid(victim, &status, 0), victim);
@@ -271,6 +309,7 @@ TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
   std::printf("integrity: meanwhile %lu checked writes, %lu forks, %lu remaps, %lu pages by move_pages, %lu page-outs\n",
               shared->writes.load(), shared->forks.load(), shared->remaps.load(), shared->foreign_moves.load(),
               shared->pageouts.load());
+  std::printf("integrity: and %lu page-table entries had their accessed bits tested\n", reader.visits.load());
   for (int i = HT_MOVE_GONE; i < HT_MOVE_RESULTS; i++)
     if (total.failed_pages[i]) std::printf("integrity: not moved, %s: %llu\n", kResults[i], total.failed_pages[i]);
   auto flushes = counter.stop();
