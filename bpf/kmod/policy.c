@@ -3,10 +3,11 @@
  * Policies: the struct_ops type hypertier_policy, the seats (one policy a
  * scope), and the kfuncs that run a policy's callbacks.
  *
- * Locks. seats_mutex orders changes of seats. Readers are under seats_srcu,
- * for as long as they run callbacks: callbacks may sleep (SRCU, not RCU), and
- * whoever takes a policy away waits for them (synchronize_srcu) before the
- * BPF side may free it.
+ * Locks. seats_mutex orders changes of seats. Who runs a policy is under two
+ * SRCU domains (callbacks may sleep): seats_srcu while it looks its seat up,
+ * so that the seat is not freed, and the srcu of that seat for as long as
+ * callbacks run. Whoever takes a policy away waits for both before the BPF side
+ * may free it, and for no other seat's callbacks, however slow they are.
  */
 #include <linux/bpf_verifier.h>
 #include <linux/btf_ids.h>
@@ -36,6 +37,7 @@ struct hypertier_policy {
 
 struct seat {
 	struct list_head list;
+	struct srcu_struct srcu; /* held by runs of this seat */
 	struct hypertier_policy __rcu *policy;
 	u64 cgroup_id;
 	u64 generation;	/* of the policy in it; new with every change */
@@ -88,15 +90,27 @@ static void call_exit(struct hypertier_policy *policy, struct tier_scope *scope,
 		policy->exit(scope, &info);
 }
 
+static void free_seat(struct seat *seat)
+{
+	cleanup_srcu_struct(&seat->srcu);
+	kfree(seat);
+}
+
 /* kdata is pinned by the caller (link_create, link_update, link release). */
 static int policy_reg(void *kdata, struct bpf_link *link)
 {
 	struct hypertier_policy *policy = kdata;
 	struct seat *seat = kzalloc(sizeof(*seat), GFP_KERNEL);
-	int err = -EBUSY;
+	int err;
 
 	if (!seat)
 		return -ENOMEM;
+	err = init_srcu_struct(&seat->srcu);
+	if (err) {
+		kfree(seat);
+		return err;
+	}
+	err = -EBUSY;
 	INIT_LIST_HEAD(&seat->list);
 	seat->cgroup_id = policy->cgroup_id;
 	seat->scope.cgroup_id = policy->cgroup_id;
@@ -114,7 +128,8 @@ static int policy_reg(void *kdata, struct bpf_link *link)
 	seat = NULL;
 out:
 	mutex_unlock(&seats_mutex);
-	kfree(seat);
+	if (seat)
+		free_seat(seat);
 	return err;
 }
 
@@ -132,15 +147,16 @@ static void policy_unreg(void *kdata, struct bpf_link *link)
 	list_del_rcu(&seat->list);
 	WRITE_ONCE(nr_seats, nr_seats - 1);
 	last_generation++;
-	/* A run may still be in a callback: the policy is freed when we return. */
+	/* Nobody finds the seat any more, then nobody is in a callback: both are freed when we return. */
 	synchronize_srcu(&seats_srcu);
+	synchronize_srcu(&seat->srcu);
 	/* a killed loader closes its files in any order, the device among them */
 	if (ht_device_is_open() && !(current->flags & PF_EXITING))
 		call_exit(policy, &seat->scope, TIER_EXIT_UNLOADED, "unloaded");
 	else
 		call_exit(policy, &seat->scope, TIER_EXIT_LOADER_GONE, "tierd is gone");
 	mutex_unlock(&seats_mutex);
-	kfree(seat);
+	free_seat(seat);
 }
 
 static int policy_update(void *kdata, void *old_kdata, struct bpf_link *link)
@@ -165,7 +181,7 @@ static int policy_update(void *kdata, void *old_kdata, struct bpf_link *link)
 	rcu_assign_pointer(seat->policy, policy);
 	WRITE_ONCE(seat->generation, ++last_generation);
 	/* As in policy_unreg(): the caller drops the old one's map. */
-	synchronize_srcu(&seats_srcu);
+	synchronize_srcu(&seat->srcu);
 	call_exit(old, &seat->scope, TIER_EXIT_REPLACED, "replaced by a hot swap");
 out:
 	mutex_unlock(&seats_mutex);
@@ -308,7 +324,8 @@ struct turn {
 static int enter(struct turn *turn, struct ht_run *run, u32 run__sz, u32 entries__sz,
 		 size_t entry_size)
 {
-	u64 budget_ns;
+	u64 budget_ns, seat;
+	int looking;
 
 	if (run__sz < sizeof(*run))
 		return -EINVAL;
@@ -320,19 +337,21 @@ static int enter(struct turn *turn, struct ht_run *run, u32 run__sz, u32 entries
 	if (turn->nr > entries__sz / entry_size)
 		return run->status = -EINVAL;
 
-	turn->srcu = srcu_read_lock(&seats_srcu);
-	turn->seat = find_seat(READ_ONCE(run->scope.cgroup_id));
-	if (!turn->seat) {
-		srcu_read_unlock(&seats_srcu, turn->srcu);
+	seat = READ_ONCE(run->seat);
+	looking = srcu_read_lock(&seats_srcu);
+	turn->seat = find_seat(seat ?: READ_ONCE(run->scope.cgroup_id));
+	if (turn->seat)
+		turn->srcu = srcu_read_lock(&turn->seat->srcu);
+	srcu_read_unlock(&seats_srcu, looking);
+	if (!turn->seat)
 		return run->status = -ENOENT;
-	}
 	/*
 	 * generation before policy: update() writes them the other way round,
 	 * so a run never claims a newer generation than it used.
 	 */
 	run->generation = READ_ONCE(turn->seat->generation);
 	smp_rmb();
-	turn->policy = srcu_dereference(turn->seat->policy, &seats_srcu);
+	turn->policy = srcu_dereference(turn->seat->policy, &turn->seat->srcu);
 	run->status = 0;
 	turn->start_ns = ktime_get_ns();
 	budget_ns = READ_ONCE(run->budget_ns);
@@ -356,7 +375,7 @@ static int leave(struct turn *turn, struct ht_run *run)
 {
 	run->done = turn->done;
 	run->policy_ns = ktime_get_ns() - turn->start_ns;
-	srcu_read_unlock(&seats_srcu, turn->srcu);
+	srcu_read_unlock(&turn->seat->srcu, turn->srcu);
 	return run->status;
 }
 
@@ -370,9 +389,10 @@ __bpf_kfunc int hypertier_classify(struct ht_run *run, u32 run__sz, struct tier_
 
 	if (err)
 		return err;
-	/* For init() and exit() of this seat; one scope runs on one thread. */
-	turn.seat->scope = run->scope;
-	if (turn.policy->epoch_begin) {
+	/* For init() and exit() of this seat; a scope runs on one thread, and only its own writes here. */
+	if (READ_ONCE(run->scope.cgroup_id) == turn.seat->cgroup_id)
+		turn.seat->scope = run->scope;
+	if (turn.policy->epoch_begin && !READ_ONCE(run->first)) {
 		turn.policy->epoch_begin(&run->scope);
 		if (!in_time(&turn, run))
 			return leave(&turn, run);

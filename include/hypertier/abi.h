@@ -128,6 +128,8 @@ enum ht_space_event_kind {
 	HT_SPACE_FORK,
 	HT_SPACE_EXEC,
 	HT_SPACE_EXIT,	/* the last thread of the group is gone */
+	HT_SPACE_MOVED,	/* to another cgroup */
+	HT_SPACE_CGROUP_GONE,	/* a cgroup was removed: cgroup_id only */
 };
 
 struct ht_space_event {
@@ -250,10 +252,13 @@ enum hypertier_policy_flags {
  * arguments are the values of mmapable one-entry ARRAY maps: one call, no copy.
  */
 #define HT_RANGES_MAX 65536
+#define HT_CALLS_MAX 256		/* scopes at once */
+#define HT_CALL_RANGES 2048	/* entries a call of the policy takes; more go in several calls */
+#define HT_CALL_PAIRS 1024
+#define HT_CALL_RESULTS 1024
 #define HT_WALKS_MAX 8192
 #define HT_PAGES_MAX 262144
 #define HT_PAIRS_MAX 65536
-#define HT_ADMITS_MAX 2048
 #define HT_SPACES_MAX 4096
 #define HT_MAPPINGS_MAX 65536
 
@@ -265,9 +270,10 @@ struct ht_run {
 	__s32 status;		/* out: 0; -ENOENT: empty seat; -ETIME: over budget;
 				 * -EINVAL: invalid action or header */
 	__u32 done;		/* out: entries handled by the policy */
-	__u32 _pad;
+	__u32 first;		/* in: entries of this epoch in calls before; epoch_begin is called at 0 */
 	__u64 policy_ns;	/* out: time spent in callbacks */
 	__u64 generation;	/* out: of the policy that answered */
+	__u64 seat;		/* in: cgroup id of the seat that answers; 0: scope.cgroup_id */
 };
 
 /* hypertier_admit: may the policy's scope swap pages of these ranges? */
@@ -276,6 +282,23 @@ struct tier_pair {
 	struct tier_range cold;	/* in the fast tier; start == end: free room, no partner */
 	__u32 pages;		/* 4 KiB pages each way */
 	__u32 admitted;		/* out: 0 or 1; 1 where the policy has no admit */
+};
+
+/*
+ * The buffer between one scope and its policy: each scope has its own, so that
+ * a slow policy holds up nobody else. A SYSCALL program gets its number.
+ */
+struct ht_call {
+	struct ht_run run;
+	union {
+		struct tier_range ranges[HT_CALL_RANGES];
+		struct tier_pair pairs[HT_CALL_PAIRS];
+		struct tier_result results[HT_CALL_RESULTS];
+	};
+};
+
+struct ht_call_number {
+	__u32 number;
 };
 
 /* hypertier_mappings: what a space maps, read only where it changed */
@@ -457,5 +480,7 @@ struct ht_module_info {
 #define HT_IOC_TIERS _IOW('H', 2, struct ht_tiers)
 #define HT_IOC_RESTORE _IOW('H', 3, struct ht_restore)
 #define HT_IOC_FORGET _IO('H', 4)	/* drop what HT_IOC_RESTORE left behind */
+/* Returns when no interrupt handler that ran before is running any more. */
+#define HT_IOC_SETTLE _IO('H', 5)
 
 #endif /* HYPERTIER_ABI_H */

@@ -59,6 +59,11 @@ Result<> Module::set_tiers(const ht_tiers& tiers) const {
   return {};
 }
 
+Result<> Module::settle() const {
+  if (ioctl(fd_, HT_IOC_SETTLE) < 0) return fail_errno("the module hypertier cannot wait for the samplers", errno);
+  return {};
+}
+
 Result<> Module::leave_restore(int fd, std::string_view value) const {
   ht_restore restore{};
   if (value.size() > sizeof(restore.value))

@@ -2,6 +2,7 @@
 #include "scope.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <unordered_map>
 
 #include "adaptive.hpp"
@@ -12,6 +13,8 @@ namespace {
 // Pages are listed and offered to the policy for so many times the budget, so
 // that a refusal or a failure is made up for by the next in rank.
 constexpr __u64 kOverplan = 4;
+// Pairs of ranges that a policy is asked about in an epoch.
+constexpr std::size_t kGroupsMax = 2048;
 // Ranges per walk run: enough to pay for the call, few enough to stop in time.
 constexpr std::size_t kWalkBatch = 512;
 // Walk runs per epoch and direction.
@@ -27,16 +30,84 @@ __u64 bound_pages(const tier_range& range, const Residency& residency) {
 
 }  // namespace
 
-Scope::Scope(Machine& machine, Spaces& spaces, const EngineSettings& settings, __u64 cgroup_id)
+void Inbox::add(const ht_granule& granule) {
+  auto [waiting, added] = granules.try_emplace({granule.space, granule.granule}, granule);
+  if (added) return;
+  ht_granule& sum = waiting->second;
+  sum.samples += granule.samples;
+  sum.stores += granule.stores;
+  for (std::size_t w = 0; w < std::size(sum.pages); ++w) {
+    // Two counts a word: each stops at its own end.
+    const __u32 low = std::min<__u32>((sum.pages[w] & 0xffff) + (granule.pages[w] & 0xffff), 0xffff);
+    const __u32 high = std::min<__u32>((sum.pages[w] >> 16) + (granule.pages[w] >> 16), 0xffff);
+    sum.pages[w] = high << 16 | low;
+  }
+}
+
+int density_bucket(double samples_per_page_second) {
+  if (!(samples_per_page_second > 0)) return 0;
+  constexpr double kLowest = -24;  // octave of bucket 1: one sample a second in 64 GiB
+  return 1 + std::clamp(static_cast<int>(4 * (std::log2(samples_per_page_second) - kLowest)), 0, kDensityBuckets - 2);
+}
+
+Scope::Scope(Machine& machine, std::unique_ptr<PolicyCaller> caller, const EngineSettings& settings, __u64 cgroup_id,
+             std::string path)
     : machine_(machine),
-      spaces_(spaces),
+      caller_(std::move(caller)),
       settings_(settings),
       cgroup_id_(cgroup_id),
-      partition_(std::make_unique<AdaptivePartition>(settings)) {}
+      path_(std::move(path)),
+      spaces_(settings),
+      partition_(std::make_unique<AdaptivePartition>(settings)),
+      buffer_(std::make_unique_for_overwrite<tier_range[]>(HT_RANGES_MAX)) {}
 
-Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochReport& report) {
+struct Scope::Watch final : Spaces::Watcher {
+  Scope& scope;
+  explicit Watch(Scope& s) : scope(s) {}
+  void mapped(__u64 space, std::span<const ht_mapping> managed) override {
+    scope.partition_->map(space, managed);
+    scope.managed_.push_back({space, scope.spaces_.pid_of(space), {managed.begin(), managed.end()}});
+  }
+  void unmapped(__u64 space, __u64 start, __u64 end) override { scope.forgotten_.push_back({space, start, end}); }
+  // Its granules go when the roster says that nobody has it: it may have moved
+  // to another scope.
+  void gone(__u64 space) override { scope.partition_->drop(space); }
+  void found(__u32 pid, __u64 space) override { scope.found_.push_back({pid, space}); }
+};
+
+Result<> Scope::begin(__u64 epoch, std::span<const ht_space_event> events, bool poll_all, EpochReport& report) {
   epoch_ = epoch;
-  ranges_ = machine_.ranges().first(partition_->fill(machine_.ranges()));
+  partition_->begin(epoch);
+  for (const ht_space_event& event : events) spaces_.event(event);
+  Watch watch(*this);
+  auto polled = spaces_.poll(epoch, poll_all, machine_, watch);
+  if (!polled) return std::unexpected(polled.error());
+  report.spaces_polled = polled->spaces;
+  report.mappings_read = polled->mappings;
+  return {};
+}
+
+void Scope::fold(const ht_granule& granule, EpochReport& report) {
+  spaces_.urgent(granule.space);
+  partition_->fold(granule, [&](__u64 address, __u32 count) {
+    report.stray_samples[static_cast<std::size_t>(spaces_.stray(granule.space, address))] += count;
+  });
+}
+
+void Scope::fold(const ht_bits& bits) {
+  // Only one with activity can have changed what it maps.
+  if (std::any_of(std::begin(bits.set), std::end(bits.set), [](__u64 word) { return word != 0; })) spaces_.urgent(bits.space);
+  partition_->fold(bits);
+}
+
+__u64 Scope::close(__u64 fast_pages) {
+  const __u64 samples = partition_->close(fast_pages);
+  bits_interval_ns = partition_->bits_interval_ns();
+  return samples;
+}
+
+Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report) {
+  ranges_ = {buffer_.get(), partition_->fill({buffer_.get(), HT_RANGES_MAX})};
   for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
   hot_.clear();
   cold_.clear();
@@ -45,23 +116,11 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
   is_touched_.assign(ranges_.size(), false);
   budget_pages_ = std::max(settings_.max_move_min_pages,
                            static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
-  walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
   if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
-
-  report.scope = {};
-  report.scope.cgroup_id = cgroup_id_;
-  report.scope.epoch = epoch;
-  report.scope.epoch_ns = input.epoch_ns;
-  report.scope.fast_capacity_pages = input.fast_capacity_pages;
-  report.scope.tier_pages[HT_TIER_FAST] = input.tier_pages[HT_TIER_FAST];
-  report.scope.tier_pages[HT_TIER_SLOW] = input.tier_pages[HT_TIER_SLOW];
-  report.scope.samples = samples;
-  report.scope.fast_tier_pages = input.fast_tier_pages;
-  report.scope.ranges = static_cast<__u32>(ranges_.size());
-  report.scope.processes = static_cast<__u32>(spaces_.processes().size());
-  report.scope.cpus = input.cpus;
-  report.scope.period = input.period;
   report.ranges_visited += ranges_.size();
+  if (input.accounts)
+    if (auto done = account(report); !done) return done;
+  describe(input, samples, report);
 
   auto classified = classify(input, report);
   if (!classified) return std::unexpected(classified.error());
@@ -73,35 +132,18 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
   }
 
   report.decision = Decision::kNoMoves;
-  if (input.moves) {
+  if (input.moves || input.accounts) {
     rank();
     report.ranges_visited += ranges_.size();
-    if (auto done = select_hot(input, report); !done) return done;
-    if (ranked_.empty() || !ranges_[ranked_.front()].heat) {
-      report.decision = Decision::kNoHeat;
-    } else if (hot_.empty()) {
-      report.decision = any_held_ ? Decision::kAllRefused : Decision::kAllHotFast;
-    } else {
-      walk_budget_pages_ += settings_.max_walk_pages / 2;
-      if (auto done = select_cold(report); !done) return done;
-      auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
-      reserve = std::max(reserve, withheld_pages_);
-      __u64 room = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
-      std::vector<PlanEntry> plan = make_plan(hot_, cold_, ranges_, room, input.slow_free_pages);
-      report.decision = Decision::kNothingColder;
-      if (!plan.empty()) {
-        auto admitted = admit(input, plan, report);
-        if (!admitted) return std::unexpected(admitted.error());
-        report.decision = !*admitted     ? Decision::kPolicyFailed
-                          : plan.empty() ? Decision::kAllRefused
-                                         : Decision::kMoved;
-        if (*admitted && !plan.empty())
-          if (auto done = move(input, plan, report); !done) return done;
-        if (*admitted)
-          if (auto done = feed_back(input, report); !done) return done;
-      }
-    }
   }
+  if (input.moves)
+    if (auto done = promote(input, report); !done) return done;
+  if (input.accounts && report.decision != Decision::kPolicyFailed) {
+    if (auto done = keep_bounds(input, report); !done) return done;
+  }
+  if (!touched_.empty() && report.decision != Decision::kPolicyFailed)
+    if (auto done = feed_back(input, report); !done) return done;
+  if (input.accounts) measure_demand(report);
 
   last_.assign(ranges_.begin(), ranges_.end());
   Adapted adapted = partition_->adapt(last_);
@@ -109,6 +151,183 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
   report.merges = adapted.merges;
   report.splits_refused = adapted.splits_refused;
   return {};
+}
+
+// The scope as the policy sees it.
+void Scope::describe(const EpochInput& input, __u64 samples, EpochReport& report) {
+  report.scope = {};
+  report.scope.cgroup_id = cgroup_id_;
+  report.scope.epoch = epoch_;
+  report.scope.epoch_ns = input.epoch_ns;
+  report.scope.fast_capacity_pages = std::min(input.fast_capacity_pages, input.fast_max_pages);
+  own_pages_[HT_TIER_FAST] = own_pages_[HT_TIER_SLOW] = 0;
+  for (const tier_range& range : ranges_)
+    for (int t = 0; t < HT_TIERS; ++t)
+      if (range.tier_pages[t] != HT_UNKNOWN64) own_pages_[t] += range.tier_pages[t];
+  for (int t = 0; t < HT_TIERS; ++t)
+    report.scope.tier_pages[t] = input.tier_pages[t] == HT_UNKNOWN64 ? own_pages_[t] : input.tier_pages[t];
+  report.scope.samples = samples;
+  report.scope.fast_tier_pages = input.fast_tier_pages;
+  report.scope.ranges = static_cast<__u32>(ranges_.size());
+  report.scope.processes = static_cast<__u32>(spaces_.processes().size());
+  report.scope.cpus = input.cpus;
+  report.scope.period = input.period;
+}
+
+// Walks what may have changed since it was walked, so that the scope knows all
+// that it has in each tier: a space whose size and mappings are those of the
+// last poll, and in which nothing was moved, is believed.
+Result<> Scope::account(EpochReport& report) {
+  walk_budget_pages_ = settings_.max_walk_pages;
+  std::vector<__u32> batch;
+  std::vector<Listed> none;
+  auto flush = [&]() -> Result<> {
+    if (batch.empty()) return {};
+    auto done = walk(batch, HT_TIER_NONE, 0, none, report);
+    batch.clear();
+    return done;
+  };
+  for (__u32 i = 0; i < ranges_.size() && walk_budget_pages_; ++i) {
+    const Residency& residency = partition_->residency(i);
+    auto space = spaces_.spaces().find(ranges_[i].space);
+    if (space == spaces_.spaces().end()) continue;
+    if (residency.known() && residency.walked_epoch >= space->second.changed_epoch &&
+        epoch_ - residency.walked_epoch < settings_.residency_epochs)
+      continue;
+    batch.push_back(i);
+    if (batch.size() == kWalkBatch)
+      if (auto done = flush(); !done) return done;
+  }
+  return flush();
+}
+
+// Exchanges cold pages of fast memory for hot ones of slow memory.
+Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
+  walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
+  if (auto done = select_hot(report); !done) return done;
+  if (ranked_.empty() || !ranges_[ranked_.front()].heat) {
+    report.decision = Decision::kNoHeat;
+    return {};
+  }
+  if (hot_.empty()) {
+    report.decision = any_held_ ? Decision::kAllRefused : Decision::kAllHotFast;
+    return {};
+  }
+  walk_budget_pages_ += settings_.max_walk_pages / 2;
+  if (auto done = select_cold(report); !done) return done;
+  auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
+  reserve = std::max(reserve, withheld_pages_);
+  __u64 room = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
+  if (input.accounts) {
+    // Within its bounds a scope grows; beyond them it only exchanges.
+    const __u64 bound = report.scope.fast_capacity_pages;
+    room = std::min(room, bound > own_pages_[HT_TIER_FAST] ? bound - own_pages_[HT_TIER_FAST] : 0);
+  }
+  std::vector<PlanEntry> plan = make_plan(hot_, cold_, ranges_, room, input.slow_free_pages);
+  report.decision = Decision::kNothingColder;
+  if (plan.empty()) return {};
+  auto admitted = admit(input, plan, report);
+  if (!admitted) return std::unexpected(admitted.error());
+  report.decision = !*admitted ? Decision::kPolicyFailed : plan.empty() ? Decision::kAllRefused : Decision::kMoved;
+  if (report.decision != Decision::kMoved) return {};
+  return move(input, plan, budget_pages_, report);
+}
+
+// Demotes the coldest of what the scope has beyond its bound, or of what its
+// siblings need. The policy is not asked: it ranks, but the bound is its owner's.
+Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
+  __u64 fast = own_pages_[HT_TIER_FAST] + report.moved.promoted_pages;
+  fast -= std::min(fast, report.moved.demoted_pages);
+  const __u64 over = std::max(fast > input.fast_max_pages ? fast - input.fast_max_pages : 0, input.surplus_pages);
+  report.over_pages = over;
+  walk_budget_pages_ = settings_.max_walk_pages;
+  std::size_t rank = ranked_.size();
+  __u64 done_pages = 0;
+  while (done_pages < over && rank > 0) {
+    std::vector<__u32> batch;
+    for (__u64 bound = 0; rank > 0 && bound < over - done_pages && batch.size() < kWalkBatch; --rank) {
+      const __u32 index = ranked_[rank - 1];
+      ++report.ranges_visited;
+      const Residency& residency = partition_->residency(index);
+      if (residency.known() && !residency.moved && !residency.tier_pages[HT_TIER_FAST]) continue;
+      // What this epoch moved may be on the list of a later walk; the mover tells.
+      batch.push_back(index);
+      bound += residency.known() ? residency.tier_pages[HT_TIER_FAST] : ranges_[index].mapped_pages;
+    }
+    if (batch.empty()) break;
+    std::vector<Listed> listed;
+    const __u64 moved_before = report.moved.demoted_pages;
+    if (auto walked = walk(batch, HT_TIER_FAST, over - done_pages, listed, report); !walked) return walked;
+    std::vector<PlanEntry> plan;
+    __u64 planned = 0;
+    for (const Listed& page : listed) {
+      if (planned >= over - done_pages) break;
+      plan.push_back({0, page.page, kNoRange, page.range});
+      planned += page.pages();
+    }
+    if (plan.empty()) {
+      if (!walk_budget_pages_) break;
+      continue;
+    }
+    if (auto moved = move(input, plan, HT_UNKNOWN64, report); !moved) return moved;
+    done_pages += report.moved.demoted_pages - moved_before;
+  }
+  if (done_pages && report.decision != Decision::kMoved) report.decision = Decision::kOverBudget;
+  return {};
+}
+
+// By the counts of about eight epochs.
+void Scope::measure_demand(EpochReport& report) const {
+  constexpr int kScale = 1;
+  const double forgets = 1 - std::exp2(-1.0 / 8);
+  const double seconds = static_cast<double>(std::max<__u64>(report.scope.epoch_ns, 1)) / 1e9;
+  Demand& demand = report.demand;
+  demand.fast_pages = own_pages_[HT_TIER_FAST] + report.moved.promoted_pages;
+  demand.fast_pages -= std::min(demand.fast_pages, report.moved.demoted_pages);
+  demand.slow_pages = own_pages_[HT_TIER_FAST] + own_pages_[HT_TIER_SLOW];
+  demand.slow_pages -= std::min(demand.slow_pages, demand.fast_pages);
+  for (const tier_range& range : ranges_) {
+    if (range.tier_pages[HT_TIER_FAST] == HT_UNKNOWN64) continue;
+    const __u64 pages = range.tier_pages[HT_TIER_FAST] + range.tier_pages[HT_TIER_SLOW];
+    if (!pages) continue;
+    const double samples = range.count[kScale] * forgets / (1 << HT_COUNT_SHIFT);
+    demand.pages[static_cast<std::size_t>(density_bucket(samples / seconds / static_cast<double>(pages)))] += pages;
+  }
+}
+
+// Asks the policy about all entries, as many at a time as a call takes. False:
+// run.status says why there is no answer.
+Result<bool> Scope::call(ht_run& run, std::size_t entries, std::size_t per_call,
+                         Result<> (PolicyCaller::*ask)(ht_run&),
+                         const std::function<void(std::size_t, std::size_t)>& put,
+                         const std::function<void(std::size_t, std::size_t)>& get, EpochReport& report) {
+  const __u64 budget_ns = run.budget_ns;
+  __u64 spent_ns = 0;
+  std::size_t first = 0;
+  do {
+    const std::size_t count = std::min(entries - first, per_call);
+    put(first, count);
+    run.first = static_cast<__u32>(first);
+    run.nr = static_cast<__u32>(count);
+    // 0 is no bound: of one that is used up a nanosecond is left.
+    if (budget_ns) run.budget_ns = budget_ns > spent_ns ? budget_ns - spent_ns : 1;
+    if (auto done = (*caller_.*ask)(run); !done) return std::unexpected(done.error());
+    spent_ns += run.policy_ns;
+    report.policy_ns += run.policy_ns;
+    report.policy_status = run.status;
+    report.policy_generation = run.generation;
+    if (run.status) {
+      // As one call, for whoever is told of it.
+      run.done += static_cast<__u32>(first);
+      run.nr = static_cast<__u32>(entries);
+      run.budget_ns = budget_ns;
+      run.policy_ns = spent_ns;
+      return false;
+    }
+    get(first, count);
+    first += count;
+  } while (first < entries);
+  return true;
 }
 
 // False: no policy answered.
@@ -121,12 +340,13 @@ Result<bool> Scope::classify(const EpochInput& input, EpochReport& report) {
     ht_run run{};
     run.scope = report.scope;
     run.budget_ns = input.budget_ns;
-    run.nr = static_cast<__u32>(ranges_.size());
-    if (auto done = machine_.run_classify(run); !done) return std::unexpected(done.error());
-    report.policy_status = run.status;
-    report.policy_generation = run.generation;
-    report.policy_ns += run.policy_ns;
-    if (run.status == 0) return true;
+    run.seat = input.seat;
+    std::span<tier_range> buffer = caller_->ranges();
+    auto answered = call(
+        run, ranges_.size(), HT_CALL_RANGES, &PolicyCaller::run_classify,
+        [&](std::size_t first, std::size_t count) { std::copy_n(ranges_.data() + first, count, buffer.begin()); },
+        [&](std::size_t first, std::size_t count) { std::copy_n(buffer.begin(), count, ranges_.data() + first); }, report);
+    if (!answered || *answered) return answered;
     if (attempt || !input.policy_failed || !input.policy_failed(run)) break;
   }
   return false;
@@ -150,18 +370,19 @@ bool Scope::fresh(const Residency& residency) const {
   return residency.known() && !residency.moved && epoch_ - residency.walked_epoch < settings_.residency_epochs;
 }
 
-// Walks ranges, given by rank, each from where its last walk stopped, and lists
-// pages of one tier in that order.
-Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 list_max_pages,
-                     std::vector<Listed>& listed, EpochReport& report) {
+// Walks ranges, each from where its last walk stopped, and lists pages of one
+// tier in that order.
+Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages, std::vector<Listed>& listed,
+                     EpochReport& report) {
+  std::lock_guard hold(machine_.lock);
   ht_walks_run& run = machine_.walks();
   run.nr = 0;
   run.pages_used = 0;
   run.ns = 0;
   std::vector<__u32> walked;
-  for (std::size_t r : ranks) {
-    const tier_range& range = ranges_[ranked_[r]];
-    const Residency& residency = partition_->residency(ranked_[r]);
+  for (__u32 index : indices) {
+    const tier_range& range = ranges_[index];
+    const Residency& residency = partition_->residency(index);
     auto space = spaces_.spaces().find(range.space);
     if (space == spaces_.spaces().end() || !walk_budget_pages_ || run.nr == HT_WALKS_MAX) continue;
     __u64 start = std::max(residency.cursor, range.start);
@@ -182,7 +403,7 @@ Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 lis
     w.pid = space->second.pids.front();
     w.list_tier = tier;
     w.list_max_pages = static_cast<__u32>(std::min<__u64>(list_max_pages, HT_UNKNOWN32));
-    walked.push_back(ranked_[r]);
+    walked.push_back(index);
   }
   if (!run.nr) return {};
   if (auto done = machine_.run_walks(); !done) return done;
@@ -220,8 +441,8 @@ Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 lis
 // From the hottest down as long as what is resident fits the capacity. The
 // range at the cut takes part with the pages that still fit: otherwise a range
 // larger than the tier would leave it to colder ones.
-Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
-  const __u64 capacity = input.fast_capacity_pages;
+Result<> Scope::select_hot(EpochReport& report) {
+  const __u64 capacity = report.scope.fast_capacity_pages;
   const __u64 want = kOverplan * budget_pages_;
   __u64 resident = 0;
   __u64 wanted = 0;
@@ -230,12 +451,12 @@ Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
   any_held_ = false;
   auto hot = [&](std::size_t rank) { return rank < ranked_.size() && ranges_[ranked_[rank]].heat > 0; };
   for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
-    std::vector<std::size_t> batch;
+    std::vector<__u32> batch;
     std::size_t end = cut_;
     for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < kWalkBatch; ++end) {
       const Residency& residency = partition_->residency(ranked_[end]);
       bool wanted_now = held(residency) ? !residency.known() : !fresh(residency) || residency.tier_pages[HT_TIER_SLOW];
-      if (wanted_now) batch.push_back(end);
+      if (wanted_now) batch.push_back(ranked_[end]);
       bound += bound_pages(ranges_[ranked_[end]], residency);
     }
     if (end == cut_) break;
@@ -278,14 +499,14 @@ Result<> Scope::select_cold(EpochReport& report) {
   std::size_t rank = ranked_.size();
   __u64 found = 0;
   for (int round = 0; round < kWalkRounds && found < need; ++round) {
-    std::vector<std::size_t> batch;
+    std::vector<__u32> batch;
     for (__u64 bound = found; rank > 0 && bound < need && batch.size() < kWalkBatch; --rank) {
       const __u32 index = ranked_[rank - 1];
       if (ranges_[index].heat >= hottest) break;
       ++report.ranges_visited;
       const Residency& residency = partition_->residency(index);
       if (fresh(residency) && !residency.tier_pages[HT_TIER_FAST]) continue;
-      batch.push_back(rank - 1);
+      batch.push_back(index);
       bound += residency.known() ? residency.tier_pages[HT_TIER_FAST] : ranges_[index].mapped_pages;
     }
     if (batch.empty()) break;
@@ -307,19 +528,18 @@ tier_result& Scope::result(__u32 range) {
 
 // Drops what the policy refuses. False: no policy answered.
 Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report) {
-  std::span<tier_pair> pairs = machine_.admits();
+  std::vector<tier_pair> pairs;
   std::unordered_map<__u64, std::size_t> groups;
   auto key = [](const PlanEntry& entry) { return __u64{entry.hot_range} << 32 | entry.cold_range; };
   std::size_t kept = 0;
   for (const PlanEntry& entry : plan) {
     auto [group, added] = groups.try_emplace(key(entry), groups.size());
     if (added) {
-      if (groups.size() > HT_ADMITS_MAX) {  // lowest in rank: another epoch
+      if (groups.size() > kGroupsMax) {  // lowest in rank: another epoch
         groups.erase(group);
         break;
       }
-      tier_pair& pair = pairs[group->second];
-      pair = {};
+      tier_pair& pair = pairs.emplace_back();
       pair.hot = ranges_[entry.hot_range];
       if (entry.cold_range != kNoRange) pair.cold = ranges_[entry.cold_range];
     }
@@ -331,11 +551,14 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   ht_run run{};
   run.scope = report.scope;
   run.budget_ns = input.budget_ns;
-  run.nr = static_cast<__u32>(groups.size());
-  if (auto done = machine_.run_admit(run); !done) return std::unexpected(done.error());
-  report.policy_ns += run.policy_ns;
-  if (run.status) {
-    report.policy_status = run.status;
+  run.seat = input.seat;
+  std::span<tier_pair> buffer = caller_->pairs();
+  auto answered = call(
+      run, pairs.size(), HT_CALL_PAIRS, &PolicyCaller::run_admit,
+      [&](std::size_t first, std::size_t count) { std::copy_n(&pairs[first], count, buffer.begin()); },
+      [&](std::size_t first, std::size_t count) { std::copy_n(buffer.begin(), count, &pairs[first]); }, report);
+  if (!answered) return answered;
+  if (!*answered) {
     if (input.policy_failed) input.policy_failed(run);
     return false;
   }
@@ -359,8 +582,8 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
 
 // Carries the plan out until the budget is used; what fails is made up for by
 // the entries that follow.
-Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report) {
-  std::span<ht_pair> pairs = machine_.pairs();
+Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, __u64 budget_pages,
+                     EpochReport& report) {
   __u64 promoted = 0;
   __u64 demoted = 0;
   for (std::size_t next = 0; next < plan.size();) {
@@ -368,13 +591,15 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
     __u64 down = demoted;
     std::size_t end = next;
     for (; end < plan.size() && end - next < HT_PAIRS_MAX; ++end) {
-      if (up + plan[end].hot_pages() > budget_pages_ || down + plan[end].cold_pages() > budget_pages_) break;
+      if (up + plan[end].hot_pages() > budget_pages || down + plan[end].cold_pages() > budget_pages) break;
       up += plan[end].hot_pages();
       down += plan[end].cold_pages();
     }
     if (end == next) break;
 
     // Room is made before it is taken.
+    std::lock_guard hold(machine_.lock);
+    std::span<ht_pair> pairs = machine_.pairs();
     ht_exchange_run run{};
     run.flags = input.exchange_flags;
     auto emit = [&](bool hot, bool cold) {
@@ -412,7 +637,9 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
         tier_result& hot = result(entry.hot_range);
         (pair.hot_result == HT_MOVE_DONE ? hot.promoted_pages : hot.failed_pages) +=
             static_cast<__u32>(entry.hot_pages());
-        partition_->residency(entry.hot_range).moved = true;
+        Residency& residency = partition_->residency(entry.hot_range);
+        residency.moved = true;
+        if (pair.hot_result == HT_MOVE_DONE) residency.move(entry.hot, HT_TIER_FAST);
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
           withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
           withheld_until_epoch_ = epoch_ + kWithheldEpochs;
@@ -422,7 +649,9 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
         tier_result& cold = result(entry.cold_range);
         (pair.cold_result == HT_MOVE_DONE ? cold.demoted_pages : cold.failed_pages) +=
             static_cast<__u32>(entry.cold_pages());
-        partition_->residency(entry.cold_range).moved = true;
+        Residency& residency = partition_->residency(entry.cold_range);
+        residency.moved = true;
+        if (pair.cold_result == HT_MOVE_DONE) residency.move(entry.cold, HT_TIER_SLOW);
       }
     }
     ht_exchange_run& sum = report.moved;
@@ -444,24 +673,23 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
 }
 
 Result<> Scope::feed_back(const EpochInput& input, EpochReport& report) {
-  std::span<tier_result> results = machine_.results();
-  for (std::size_t first = 0; first < touched_.size(); first += HT_ADMITS_MAX) {
-    ht_run run{};
-    run.scope = report.scope;
-    run.budget_ns = input.budget_ns;
-    run.nr = static_cast<__u32>(std::min<std::size_t>(touched_.size() - first, HT_ADMITS_MAX));
-    for (__u32 i = 0; i < run.nr; ++i) {
-      results[i] = results_[touched_[first + i]];
-      results[i].range = ranges_[touched_[first + i]];
-    }
-    if (auto done = machine_.run_moved(run); !done) return done;
-    report.policy_ns += run.policy_ns;
-    if (run.status) {
-      report.policy_status = run.status;
-      if (input.policy_failed) input.policy_failed(run);
-      return {};
-    }
-  }
+  ht_run run{};
+  run.scope = report.scope;
+  run.budget_ns = input.budget_ns;
+  run.seat = input.seat;
+  std::span<tier_result> buffer = caller_->results();
+  auto answered = call(
+      run, touched_.size(), HT_CALL_RESULTS, &PolicyCaller::run_moved,
+      [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = 0; i < count; ++i) {
+          const __u32 range = touched_[first + i];
+          buffer[i] = results_[range];
+          buffer[i].range = ranges_[range];
+        }
+      },
+      [](std::size_t, std::size_t) {}, report);
+  if (!answered) return std::unexpected(answered.error());
+  if (!*answered && input.policy_failed) input.policy_failed(run);
   return {};
 }
 
