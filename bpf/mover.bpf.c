@@ -42,6 +42,9 @@ struct ht_pairs { struct ht_pair pair[HT_PAIRS_MAX]; };
 		__type(value, struct contents);       \
 	} map SEC(".maps")
 
+/* Or clang writes only a forward declaration of it, which is no value type. */
+const struct ht_call *ht_call_type __attribute__((unused));
+
 struct call_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

@@ -114,10 +114,9 @@ void Engine::space_event(const ht_space_event& event) {
   roster_->event(event);
 }
 
-Result<> Engine::space_events(
-    const std::function<Result<>(const std::function<void(const ht_space_event&)>&)>& take) {
+Result<> Engine::space_events(const std::function<Result<>(Roster&)>& take) {
   std::lock_guard intake(intake_);
-  return take([this](const ht_space_event& event) { roster_->event(event); });
+  return take(*roster_);
 }
 
 // Drains the source and folds what is the scope's, with what others' drains have

@@ -219,8 +219,8 @@ class Engine {
 
   // A process came, went, changed its space or its cgroup.
   void space_event(const ht_space_event& event);
-  // All events that come while `take` runs, as one.
-  Result<> space_events(const std::function<Result<>(const std::function<void(const ht_space_event&)>&)>& take);
+  // Events, and what is known of processes, for as long as `take` runs.
+  Result<> space_events(const std::function<Result<>(Roster&)>& take);
 
   // Ends an epoch of the scope: steps 1 to 7 of docs/architecture.md. An error
   // means that the machine failed; a policy's failure is in the report.

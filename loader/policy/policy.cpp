@@ -25,8 +25,9 @@ namespace {
 constexpr char kSection[] = ".struct_ops.link";
 constexpr char kType[] = "hypertier_policy";
 
-// libbpf explains itself through one global callback only.
-std::string* g_libbpf_log = nullptr;
+// libbpf explains itself through one global callback only, in the thread that
+// called it. Scopes load their default policies beside the main thread's loads.
+thread_local std::string* g_libbpf_log = nullptr;
 
 int keep_libbpf_log(libbpf_print_level level, const char* format, va_list arguments) {
   if (g_libbpf_log == nullptr || level == LIBBPF_DEBUG) return 0;
@@ -44,18 +45,18 @@ int keep_libbpf_log(libbpf_print_level level, const char* format, va_list argume
 
 class LibbpfLog {
  public:
-  LibbpfLog() : before_(libbpf_set_print(keep_libbpf_log)) { g_libbpf_log = &text_; }
-  ~LibbpfLog() {
-    g_libbpf_log = nullptr;
-    libbpf_set_print(before_);
+  // The callback stays: another thread may be in need of it.
+  LibbpfLog() {
+    libbpf_set_print(keep_libbpf_log);
+    g_libbpf_log = &text_;
   }
+  ~LibbpfLog() { g_libbpf_log = nullptr; }
   LibbpfLog(const LibbpfLog&) = delete;
   LibbpfLog& operator=(const LibbpfLog&) = delete;
   const std::string& text() const { return text_; }
 
  private:
   std::string text_;
-  libbpf_print_fn_t before_;
 };
 
 std::vector<std::string> lines_of(const std::string& text) {

@@ -12,6 +12,7 @@
 #include <hypertier/abi.h>
 
 #include "adapter/adapter.hpp"
+#include "adapter/cgroups.hpp"
 #include "policy/policy.hpp"
 #include "tierctl/output.hpp"
 
@@ -185,15 +186,69 @@ int command_unload(const Context& context, const std::string& cgroup, bool force
   } else if ((*reply)["policy"].is_null()) {
     std::puts("no policy was seated");
   } else {
-    std::printf("policy %s is unloaded, the machine is as it was before\n", (*reply)["policy"].get<std::string>().c_str());
+    std::printf("policy %s is unloaded, %s\n", (*reply)["policy"].get<std::string>().c_str(),
+                (*reply)["seats_left"] == 0 ? "the machine is as it was before" : "the policy above it takes its processes");
   }
   return 0;
 }
 
 // ------------------------------------------------------------------ status
 
-int command_status(const Context& context) {
-  auto reply = ask_tierd(context.socket, request("status"));
+namespace {
+
+void print_scope(const Json& status, const Json& scope) {
+  const Json& counters = scope["counters"];
+  const std::string state = scope["state"], cgroup = scope["cgroup"];
+  if (scope["policy"].is_null()) {
+    std::printf("%s: no policy is seated (%s); `tierctl load %s%s` seats the default\n", cgroup.c_str(), state.c_str(),
+                status["default_policy"].get<std::string>().c_str(), cgroup == "/" ? "" : (" --cgroup " + cgroup).c_str());
+    if (!scope["error"].is_null())
+      std::printf("the saved policy could not be seated: %s\nHINT: %s\n", scope["error"]["message"].get<std::string>().c_str(),
+                  scope["error"]["hint"].get<std::string>().c_str());
+  } else {
+    const auto pages = [&](const char* name) { return counters[name].get<std::uint64_t>() * HT_PAGE_SIZE; };
+    const auto epochs = counters["epochs_total"].get<std::uint64_t>();
+    const auto runs = counters["sampler_runs_total"].get<std::uint64_t>();
+    const std::string seat = scope["seat"];
+    std::vector<std::vector<std::string>> rows = {
+        {"cgroup", cgroup},
+        {"policy", scope["policy"].get<std::string>() + " (" + state + ", " +
+                       (seat == cgroup ? "number " + number_text(scope["generation"]) + " in this seat" : "that of " + seat) + ")"},
+        {"epoch", number_text(scope["epoch"]) + ", " + number_text(scope["epoch_ms"]) + " ms each"},
+        {"managed", number_text(scope["processes"]) + " processes, " + number_text(scope["ranges"]) + " ranges"},
+        {"used", size_text(scope["fast_bytes"]) + " fast, " + size_text(scope["slow_bytes"]) + " slow"},
+        {"samples", number_text(counters["samples_total"])},
+        {"promoted", size_text(pages("promoted_pages_total"))},
+        {"demoted", size_text(pages("demoted_pages_total"))},
+        {"mover", status["mover"].get<std::string>() + ", " + number_text(counters["exchanged_pairs_total"]) +
+                      " pairs exchanged, " + number_text(counters["flush_calls_total"]) + " flushes"},
+        {"cost", "policy " + duration_text(epochs != 0 ? counters["policy_ns_total"].get<std::uint64_t>() / epochs : 0) +
+                     " an epoch, sampler " +
+                     (runs != 0 ? duration_text(counters["sampler_ns_total"].get<std::uint64_t>() / runs) + " a sample"
+                                : std::string("not measured"))}};
+    std::string budget;
+    if (!scope["fast_max_bytes"].is_null()) budget += "at most " + size_text(scope["fast_max_bytes"]) + " fast";
+    if (!scope["fast_min_bytes"].is_null()) budget += (budget.empty() ? "" : ", ") + size_text(scope["fast_min_bytes"]) + " fast kept for it";
+    if (!budget.empty()) rows.push_back({"budget", budget});
+    if (!scope["last_epoch"].is_null()) rows.push_back({"last epoch", scope["last_epoch"]["decision"].get<std::string>()});
+    if (!scope["error"].is_null()) rows.push_back({"error", scope["error"]["message"].get<std::string>()});
+    print_table(rows);
+  }
+  if (!scope["last_exit"].is_null()) {
+    const Json& exit = scope["last_exit"];
+    std::printf("last exit: %s %s at epoch %s: %s\n", exit["policy"].get<std::string>().c_str(),
+                exit["kind"].get<std::string>().c_str(), number_text(exit["epoch"]).c_str(),
+                exit["reason"].get<std::string>().c_str());
+  }
+  std::puts("");
+}
+
+}  // namespace
+
+int command_status(const Context& context, const std::string& cgroup) {
+  Json message = request("status");
+  message["cgroup"] = cgroup;
+  auto reply = ask_tierd(context.socket, std::move(message));
   if (!reply) return print_error(reply.error(), context.json);
   const Json& status = *reply;
   if (context.json) {
@@ -208,59 +263,34 @@ int command_status(const Context& context) {
   else std::printf("no tiers: %s\n", status.value("tiers_error", "").c_str());
   std::puts("");
 
-  const Json& scope = status["scopes"][0];
-  const Json& counters = scope["counters"];
-  const std::string state = scope["state"];
-  if (scope["policy"].is_null()) {
-    std::printf("no policy is seated (%s); `tierctl load %s` seats the default\n", state.c_str(),
-                status["default_policy"].get<std::string>().c_str());
-    if (!scope["error"].is_null())
-      std::printf("the saved policy could not be seated: %s\nHINT: %s\n", scope["error"]["message"].get<std::string>().c_str(),
-                  scope["error"]["hint"].get<std::string>().c_str());
-  } else {
-    char density[32];
-    std::snprintf(density, sizeof(density), "%.3f", status["s"].get<double>());
-    const auto pages = [&](const char* name) { return counters[name].get<std::uint64_t>() * HT_PAGE_SIZE; };
-    const auto epochs = counters["epochs_total"].get<std::uint64_t>();
-    const auto runs = counters["sampler_runs_total"].get<std::uint64_t>();
-    rows = {{"policy", scope["policy"].get<std::string>() + " (" + state + ", number " + number_text(scope["generation"]) + " in this seat)"},
-            {"source", status["source"].get<std::string>() + ", one sample in " + number_text(status["period"]) +
-                           " misses, on " + number_text(status["sampling_cpus"]) + " CPUs"},
-            {"density", std::string(density) + " samples per fast-tier page and epoch"},
-            {"epoch", number_text(scope["epoch"]) + ", " + number_text(status["epoch_ms"]) + " ms each"},
-            {"managed", number_text(scope["processes"]) + " processes, " + number_text(scope["ranges"]) + " ranges"},
-            {"used", size_text(scope["fast_bytes"]) + " fast, " + size_text(scope["slow_bytes"]) + " slow"},
-            {"samples", number_text(counters["samples_total"])},
-            {"promoted", size_text(pages("promoted_pages_total"))},
-            {"demoted", size_text(pages("demoted_pages_total"))},
-            {"mover", status["mover"].get<std::string>() + ", " + number_text(counters["exchanged_pairs_total"]) +
-                          " pairs exchanged, " + number_text(counters["flush_calls_total"]) + " flushes"},
-            {"cost", "policy " + duration_text(epochs != 0 ? counters["policy_ns_total"].get<std::uint64_t>() / epochs : 0) +
-                         " an epoch, sampler " +
-                         (runs != 0 ? duration_text(counters["sampler_ns_total"].get<std::uint64_t>() / runs) + " a sample"
-                                    : std::string("not measured"))}};
-    if (!scope["last_epoch"].is_null()) rows.push_back({"last epoch", scope["last_epoch"]["decision"].get<std::string>()});
-    if (!scope["error"].is_null()) rows.push_back({"error", scope["error"]["message"].get<std::string>()});
-    // What is fine is not shown.
-    const std::string dropped = nonzero(status["dropped"]), failed = nonzero(status["move_failures"]),
-                      stray = nonzero(status["stray_samples"]);
-    if (!dropped.empty()) rows.push_back({"dropped", dropped + " samples"});
-    if (!stray.empty()) rows.push_back({"stray", stray + " samples"});
-    if (!failed.empty()) rows.push_back({"not moved", failed + " pages"});
-    print_table(rows);
-  }
-  if (!scope["last_exit"].is_null()) {
-    const Json& exit = scope["last_exit"];
-    std::printf("\nlast exit: %s %s at epoch %s: %s\n", exit["policy"].get<std::string>().c_str(),
-                exit["kind"].get<std::string>().c_str(), number_text(exit["epoch"]).c_str(),
-                exit["reason"].get<std::string>().c_str());
-  }
+  const Json& scopes = status["scopes"];
+  bool seated = false;
+  for (const auto& scope : scopes) seated |= !scope["policy"].is_null();
+  for (const auto& scope : scopes)
+    // Of a root without a policy there is nothing to say where others have one.
+    if (!(seated && scopes.size() > 1 && scope["policy"].is_null() && scope["last_exit"].is_null() && scope["error"].is_null()))
+      print_scope(status, scope);
+  if (!seated) return 0;
+  rows.clear();
+  char density[32];
+  std::snprintf(density, sizeof(density), "%.3f", status["s"].get<double>());
+  rows.push_back({"source", status["source"].get<std::string>() + ", one sample in " + number_text(status["period"]) +
+                                " misses, on " + number_text(status["sampling_cpus"]) + " CPUs"});
+  rows.push_back({"density", std::string(density) + " samples per fast-tier page and epoch"});
+  // What is fine is not shown.
+  const std::string dropped = nonzero(status["dropped"]), failed = nonzero(status["move_failures"]),
+                    stray = nonzero(status["stray_samples"]);
+  if (!dropped.empty()) rows.push_back({"dropped", dropped + " samples"});
+  if (!stray.empty()) rows.push_back({"stray", stray + " samples"});
+  if (!failed.empty()) rows.push_back({"not moved", failed + " pages"});
+  print_table(rows);
   return 0;
 }
 
-int command_ranges(const Context& context, std::optional<std::uint32_t> pid) {
+int command_ranges(const Context& context, std::optional<std::uint32_t> pid, const std::string& cgroup) {
   Json all;
   Json message = request("ranges");
+  message["cgroup"] = cgroup;
   if (pid) message["pid"] = *pid;
   for (;;) {
     auto reply = ask_tierd(context.socket, message);
@@ -314,6 +344,71 @@ int command_events(const Context& context) {
   if (rows.empty()) std::puts("nothing happened since tierd started");
   else print_table(rows);
   return 0;
+}
+
+// ----------------------------------------------------------------- budgets
+
+namespace {
+
+int print_budgets(const Context& context, Json reply, const std::string& cgroup) {
+  if (!cgroup.empty()) {
+    Json kept = Json::array();
+    for (auto& entry : reply["budgets"])
+      if (entry["cgroup"] == cgroup) kept.push_back(std::move(entry));
+    reply["budgets"] = std::move(kept);
+  }
+  if (context.json) {
+    print_json(reply);
+    return 0;
+  }
+  if (reply["budgets"].empty()) {
+    std::puts(cgroup.empty() ? "no cgroup has a budget" : "this cgroup has no budget");
+    return 0;
+  }
+  const auto amount = [](const Json& entry, const std::string& name) {
+    if (entry[name].is_null()) return std::string("-");
+    const std::string given = entry[name], size = size_text(entry[name + "_bytes"]);
+    return given.ends_with('%') ? given + " = " + size : size;
+  };
+  std::vector<std::vector<std::string>> rows{{"CGROUP", "FAST-MAX", "FAST-MIN", "FAST", "SLOW", "IN FORCE"}};
+  for (const auto& entry : reply["budgets"])
+    rows.push_back({entry["cgroup"].get<std::string>(), amount(entry, "fast_max"), amount(entry, "fast_min"),
+                    size_text(entry["fast_bytes"]), size_text(entry["slow_bytes"]),
+                    entry["in_force"].get<bool>() ? "yes" : "no: no policy answers for it, or there is no such cgroup"});
+  print_table(rows, {false, true, true, true, true, false});
+  return 0;
+}
+
+}  // namespace
+
+int command_cgroup_set(const Context& context, const BudgetArguments& arguments) {
+  Json message = request("cgroup_set");
+  message["cgroup"] = arguments.cgroup;
+  if (!arguments.fast_max.empty()) message["fast_max"] = arguments.fast_max;
+  if (!arguments.fast_min.empty()) message["fast_min"] = arguments.fast_min;
+  auto reply = ask_tierd(context.socket, std::move(message));
+  if (!reply) return print_error(reply.error(), context.json);
+  return print_budgets(context, std::move(*reply), {});
+}
+
+int command_cgroup_reset(const Context& context, const std::string& cgroup) {
+  Json message = request("cgroup_reset");
+  message["cgroup"] = cgroup;
+  auto reply = ask_tierd(context.socket, std::move(message));
+  if (!reply) return print_error(reply.error(), context.json);
+  return print_budgets(context, std::move(*reply), {});
+}
+
+int command_cgroup_show(const Context& context, const std::string& cgroup) {
+  auto reply = ask_tierd(context.socket, request("cgroup_show"));
+  if (!reply) return print_error(reply.error(), context.json);
+  std::string path;
+  if (!cgroup.empty()) {
+    auto normal = Cgroups().normalize(cgroup);
+    if (!normal) return print_error(normal.error(), context.json);
+    path = *normal;
+  }
+  return print_budgets(context, std::move(*reply), path);
 }
 
 // ---------------------------------------------------------------- policies

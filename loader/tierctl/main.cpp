@@ -12,7 +12,8 @@ int main(int argc, char** argv) {
   using namespace hypertier;
   Context context;
   LoadArguments load;
-  std::string cgroup = "/", policy_file;
+  std::string cgroup = "/", shown_cgroup, policy_file;
+  BudgetArguments budget;
   std::uint32_t pid = 0;
   bool force = false, verbose = false;
   std::function<int()> run;
@@ -51,12 +52,26 @@ int main(int argc, char** argv) {
   sub->add_flag("--force", force, "also remove what a dead tierd left behind");
   sub = verb(app, "restore", "seat the default policy (hyperplace)", [&] { return command_restore(context, cgroup); });
   sub->add_option("--cgroup", cgroup, "the cgroup whose seat it takes")->capture_default_str();
-  verb(app, "status", "tiers, seated policy, counters", [&] { return command_status(context); });
+  sub = verb(app, "status", "tiers, seated policies, counters", [&] { return command_status(context, shown_cgroup); });
+  sub->add_option("--cgroup", shown_cgroup, "only the scope that manages this cgroup");
   sub = verb(app, "ranges", "address ranges as the policy sees them: heat, samples, pages per tier", [&] {
-    return command_ranges(context, pid != 0 ? std::optional(pid) : std::nullopt);
+    return command_ranges(context, pid != 0 ? std::optional(pid) : std::nullopt, shown_cgroup);
   });
+  sub->add_option("--cgroup", shown_cgroup, "only those of the scope that manages this cgroup");
   sub->add_option("--pid", pid, "of this process only")->check(CLI::Range(1U, 4194304U));
   verb(app, "events", "what happened to seats since tierd started", [&] { return command_events(context); });
+
+  CLI::App* group = app.add_subcommand("cgroup", "what a cgroup may use of the fast tier, and what is kept for it");
+  group->require_subcommand(1);
+  group->fallthrough();
+  sub = verb(*group, "set", "give a cgroup a budget, or change it", [&] { return command_cgroup_set(context, budget); });
+  sub->add_option("cgroup", budget.cgroup, "path below the cgroup root, such as /system.slice")->required()->type_name("PATH");
+  sub->add_option("--fast-max", budget.fast_max, "most fast memory it may have: 2G, 512M or 40%");
+  sub->add_option("--fast-min", budget.fast_min, "fast memory that its siblings do not take from it");
+  sub = verb(*group, "reset", "take the budget away", [&] { return command_cgroup_reset(context, cgroup); });
+  sub->add_option("cgroup", cgroup, "path below the cgroup root")->required()->type_name("PATH");
+  sub = verb(*group, "show", "budgets, and what is used", [&] { return command_cgroup_show(context, shown_cgroup); });
+  sub->add_option("cgroup", shown_cgroup, "only this one")->type_name("PATH");
 
   CLI::App* policy = app.add_subcommand("policy", "look at policies without seating them");
   policy->require_subcommand(1);

@@ -206,9 +206,9 @@ TEST_F(Policy, BothKindsOfProgramsAreTaken) {
 
 TEST_F(Policy, BadHeadersAreRefused) {
   Link link(policy("first"));
-  run().nr = HT_RANGES_MAX + 1;
+  run().nr = HT_CALL_RANGES + 1;
   EXPECT_EQ(classify(), -EINVAL);
-  run().nr = HT_ADMITS_MAX + 1;
+  run().nr = HT_CALL_PAIRS + 1;
   EXPECT_EQ(mover().call("admit"), -EINVAL);
   EXPECT_EQ(mover().call("moved"), -EINVAL);
 }
