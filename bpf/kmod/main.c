@@ -176,6 +176,9 @@ static long hypertier_ioctl(struct file *file, unsigned int command, unsigned lo
 		kick_all_cpus_sync();
 		return 0;
 	}
+	/* Seats have their own locks. */
+	if (command == HT_IOC_SEAT || command == HT_IOC_EJECT)
+		return ht_ask_seat(user, command == HT_IOC_EJECT);
 	mutex_lock(&device_mutex);
 	switch (command) {
 	case HT_IOC_INFO:

@@ -229,7 +229,9 @@ enum tier_exit_code {
 	TIER_CODE_OK = 0,
 	TIER_CODE_TIMEOUT = 1,
 	TIER_CODE_INVALID_ACTION = 2,
-	TIER_CODE_BUDGET = 3,
+	TIER_CODE_BUDGET = 3,	/* asks, epoch after epoch, for more moves than it may and takes them back */
+	TIER_CODE_NEVER_CLASSIFIES = 4, /* gives neither heat nor action, though there are samples */
+	TIER_CODES,
 };
 
 struct tier_exit_info {
@@ -268,12 +270,18 @@ struct ht_run {
 	__u64 budget_ns;	/* in: time for all callbacks together; 0: no bound */
 	__u32 nr;		/* in: entries used of the array beside it */
 	__s32 status;		/* out: 0; -ENOENT: empty seat; -ETIME: over budget;
-				 * -EINVAL: invalid action or header */
+				 * -EINVAL: invalid action or header; -ECANCELED: ejected
+				 * before, the seat waits for another policy */
 	__u32 done;		/* out: entries handled by the policy */
 	__u32 first;		/* in: entries of this epoch in calls before; epoch_begin is called at 0 */
 	__u64 policy_ns;	/* out: time spent in callbacks */
 	__u64 generation;	/* out: of the policy that answered */
 	__u64 seat;		/* in: cgroup id of the seat that answers; 0: scope.cgroup_id */
+	/*
+	 * out: kind TIER_EXIT_EJECTED when the policy broke a rule, in this run or,
+	 * status -ECANCELED, before; else TIER_EXIT_NONE
+	 */
+	struct tier_exit_info exit;
 };
 
 /* hypertier_admit: may the policy's scope swap pages of these ranges? */
@@ -482,5 +490,15 @@ struct ht_module_info {
 #define HT_IOC_FORGET _IO('H', 4)	/* drop what HT_IOC_RESTORE left behind */
 /* Returns when no interrupt handler that ran before is running any more. */
 #define HT_IOC_SETTLE _IO('H', 5)
+
+/* What a seat holds, and why its policy was ejected, if it was. -ENOENT: empty. */
+struct ht_seat {
+	__u64 cgroup_id;	/* in */
+	__u64 generation;	/* of the policy in it; HT_IOC_EJECT: in, -ESTALE if it has left */
+	struct tier_exit_info exit; /* kind NONE: it runs; HT_IOC_EJECT: in, code and message */
+	char name[32];
+};
+#define HT_IOC_SEAT _IOWR('H', 6, struct ht_seat)
+#define HT_IOC_EJECT _IOW('H', 7, struct ht_seat) /* for rules that the engine watches */
 
 #endif /* HYPERTIER_ABI_H */

@@ -64,6 +64,14 @@ Result<> Module::settle() const {
   return {};
 }
 
+void Module::eject(__u64 cgroup_id, __u64 generation, const tier_exit_info& exit) const {
+  ht_seat seat{};
+  seat.cgroup_id = cgroup_id;
+  seat.generation = generation;
+  seat.exit = exit;
+  (void)ioctl(fd_, HT_IOC_EJECT, &seat);
+}
+
 Result<> Module::leave_restore(int fd, std::string_view value) const {
   ht_restore restore{};
   if (value.size() > sizeof(restore.value))

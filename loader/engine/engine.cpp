@@ -33,13 +33,17 @@ void add(EngineTotals& sum, const EngineTotals& more) {
   sum.policy_failures_total += more.policy_failures_total;
   sum.splits_total += more.splits_total;
   sum.merges_total += more.merges_total;
+  sum.reversed_pages_total += more.reversed_pages_total;
+  sum.rate_limited_pages_total += more.rate_limited_pages_total;
+  sum.dry_run_pages_total += more.dry_run_pages_total;
 }
 
 }  // namespace
 
 const char* decision_name(Decision decision) {
   static constexpr std::array names = {"moved",        "no_moves",       "policy_failed", "no_heat",
-                                       "all_hot_fast", "nothing_colder", "all_refused",   "over_budget"};
+                                       "all_hot_fast", "nothing_colder", "all_refused",   "over_budget",    "rate_limited",
+                                       "cooling",      "dry_run"};
   return name_of(names, static_cast<std::size_t>(decision));
 }
 
@@ -223,8 +227,13 @@ Result<EpochReport> Engine::epoch(Scope& scope, const EpochInput& input) {
   totals.refused_pages_total += report.refused_pages;
   totals.splits_total += report.splits;
   totals.merges_total += report.merges;
+  totals.reversed_pages_total += report.reversed_pages;
+  totals.rate_limited_pages_total += report.rate_limited_pages;
+  totals.dry_run_pages_total += report.dry_run_pages;
   scope.published.report = report;
   scope.published.ranges.assign(scope.last().begin(), scope.last().end());
+  scope.published.notes.assign(scope.last_notes().begin(), scope.last_notes().end());
+  scope.published.history.add(epoch, report.cut_heat, scope.last(), scope.last_moved());
   return report;
 }
 
@@ -269,6 +278,41 @@ std::vector<RangeView> Engine::ranges(const Scope& scope, std::optional<__u32> p
     views.push_back(std::move(view));
   }
   return views;
+}
+
+Result<std::optional<Explanation>> Engine::explain(const Scope& scope, __u32 pid, __u64 address) const {
+  Explanation found;
+  {
+    std::lock_guard intake(intake_);
+    std::lock_guard shown(shown_);
+    auto process = roster_->processes().find(pid);
+    if (process == roster_->processes().end()) return std::nullopt;
+    const __u64 space = process->second.space;
+    const auto& ranges = scope.published.ranges;
+    auto range = std::find_if(ranges.begin(), ranges.end(), [&](const tier_range& r) {
+      return r.space == space && r.start <= address && address < r.end;
+    });
+    if (range == ranges.end()) return std::nullopt;
+    found.view = {*range, process->second.comm};
+    found.notes = scope.published.notes[static_cast<std::size_t>(range - ranges.begin())];
+    found.ranges = static_cast<__u32>(ranges.size());
+    for (const tier_range& other : ranges) found.rank += other.heat > range->heat;
+    found.history = scope.published.history.of(space, address);
+  }
+  // Where the page is now: counts of ranges are as old as their last walk.
+  std::lock_guard hold(machine_.lock);
+  ht_walks_run& run = machine_.walks();
+  run.nr = 1;
+  run.pages_used = 0;
+  run.walk[0] = {};
+  run.walk[0].space = found.view.range.space;
+  run.walk[0].pid = pid;
+  run.walk[0].start = HT_PAGE_ADDR(address);
+  run.walk[0].end = run.walk[0].start + HT_PAGE_SIZE;
+  run.walk[0].list_tier = HT_TIER_NONE;
+  if (auto done = machine_.run_walks(); !done) return std::unexpected(done.error());
+  for (int t = 0; t < HT_TIERS; ++t) found.page_tier_pages[t] = run.walk[0].tier_pages[t];
+  return found;
 }
 
 std::vector<ProcessView> Engine::processes() const {

@@ -27,6 +27,8 @@
 #include <vector>
 
 #include "../machine.hpp"
+#include "guards.hpp"
+#include "history.hpp"
 
 namespace hypertier {
 
@@ -60,6 +62,21 @@ struct EngineSettings {
   // Free room of the fast tier that moves leave to the kernel's allocator, as
   // a share of the tier (TPP keeps 2 %).
   double fast_reserve_share = 0.02;
+  // A move that takes one of the last so many epochs back is a reversal. A range
+  // at least half of whose moves of an epoch are reversals is left where it is
+  // for cool_epochs, twice as long each time it happens again soon.
+  __u32 reversal_epochs = 8;
+  __u32 cool_epochs = 4;
+  __u32 cool_max_epochs = 32;
+  // Pages whose last move is remembered, a power of two; 24 bytes each, taken
+  // with the first move.
+  std::size_t remembered_moves = 1 << 16;
+  // What a policy is ejected for, besides its answers and its time.
+  ConductSettings conduct;
+  // Heat history for explain: epochs, and ranges of all of them together (48
+  // bytes each).
+  std::size_t history_epochs = 32;
+  std::size_t history_ranges = 1 << 17;
 };
 
 // What the engine cannot know by itself. Pages are 4 KiB.
@@ -79,7 +96,11 @@ struct EpochInput {
   __u64 budget_ns = 0;            // for the policy's callbacks of one run; 0: no bound
   bool moves = true;              // false: classify only, and keep the bounds (HT_POLICY_NO_MOVES)
   __u32 exchange_flags = 0;       // enum ht_exchange_flags
-  // Called when a classify run ended with a status other than 0. True: another
+  __u64 rate_bytes_per_s = 0;     // of pages that change tiers, both ways together; 0: no limit
+  bool dry_run = false;           // decides everything, moves nothing
+  bool is_default = false;        // the seated policy is the default: there is none to take its place
+  // Called when a run ended with a status other than 0, or broke a rule that the
+  // engine watches (status 0; exit has the reason). True: another
   // policy is seated by now, run the epoch with that one. False or empty:
   // nothing is moved in this epoch.
   std::function<bool(const ht_run&)> policy_failed;
@@ -95,6 +116,9 @@ enum class Decision {
   kNothingColder,  // hot pages in slow memory, but nothing colder in fast memory, and no room
   kAllRefused,     // the policy's admit refused every pair
   kOverBudget,     // nothing but demotion: over fast_max, or siblings need it
+  kRateLimited,    // there is a plan, but the rate allows no page of it now
+  kCooling,        // what is hot and in slow memory was moved to and fro lately
+  kDryRun,         // a plan was made, and not carried out
 };
 const char* decision_name(Decision decision);      // "moved", "no_moves", ...
 const char* move_result_name(enum ht_move_result result);  // "done", "gone", "pinned", ...
@@ -131,7 +155,27 @@ struct EngineTotals {
   __u64 policy_failures_total = 0;
   __u64 splits_total = 0;
   __u64 merges_total = 0;
+  __u64 reversed_pages_total = 0;      // moves that took a recent one back
+  __u64 rate_limited_pages_total = 0;  // planned, left for want of rate
+  __u64 dry_run_pages_total = 0;       // planned towards the fast tier, not moved
 };
+
+// What was done with one range in an epoch (a dry run: would have been).
+struct MoveRecord {
+  __u64 space = 0;
+  __u64 start = 0;
+  __u64 end = 0;
+  __u32 pid = 0;
+  __u32 heat = 0;
+  __u32 cut_heat = 0;           // of the last range above the cut
+  __u32 displaced_by_heat = 0;  // hottest that took its place; 0: none
+  __u32 promoted_pages = 0;
+  __u32 demoted_pages = 0;
+  __u32 failed_pages = 0;
+  __u32 refused_pages = 0;
+  __u32 reversed_pages = 0;
+};
+inline constexpr std::size_t kMovesShown = 32;
 
 // How a scope's resident pages are spread over heat, in measure that can be
 // compared between scopes: samples per page and second, whatever its policy
@@ -178,6 +222,12 @@ struct EpochReport {
   __u64 planned_pages = 0;     // towards the fast tier
   __u64 over_pages = 0;        // beyond its bound, or siblings' need: to be demoted
   __u64 refused_pages = 0;
+  __u64 reversed_pages = 0;
+  __u64 rate_limited_pages = 0;  // planned within the budget, but beyond the rate
+  __u64 dry_run_pages = 0;
+  __u32 cooling_ranges = 0;      // above the cut, and left alone
+  std::vector<MoveRecord> moves;  // the kMovesShown largest
+  __u32 moved_ranges = 0;        // all that something was done with
 
   Demand demand;  // only if the scope accounts
 
@@ -188,6 +238,22 @@ struct EpochReport {
 struct RangeView {
   tier_range range{};
   std::string comm;
+};
+
+enum RangeNote : __u8 {
+  kRangeHot = 1 << 0,      // above the cut
+  kRangeHeld = 1 << 1,     // the policy's admit refused it lately
+  kRangeCooling = 1 << 2,  // moved to and fro lately
+};
+
+// Why a page is where it is.
+struct Explanation {
+  RangeView view;
+  __u8 notes = 0;         // enum RangeNote
+  __u32 rank = 0;         // by heat, from 0
+  __u32 ranges = 0;
+  __u64 page_tier_pages[HT_TIERS] = {0, 0};  // the page itself, now: 1 where it is
+  std::vector<PastRange> history;            // newest first
 };
 
 struct ProcessView {
@@ -237,6 +303,8 @@ class Engine {
   // pid: only the ranges of that process.
   std::vector<RangeView> ranges(const Scope& scope, std::optional<__u32> pid = {}) const;
   std::vector<ProcessView> processes() const;
+  // Nothing: no range of the scope holds that address of the process.
+  [[nodiscard]] Result<std::optional<Explanation>> explain(const Scope& scope, __u32 pid, __u64 address) const;
 
  private:
   Result<> drain(Scope& scope, const EpochInput& input, __u64& samples, ht_sampler_stats& stats,

@@ -26,6 +26,10 @@ struct Residency {
   // The policy refused all of its pages: they are not offered again before then.
   __u64 held_until_epoch = 0;
   __u32 hold_epochs = 0;
+  // When its pages were seen to go to and fro, and for how many epochs after
+  // they stay where they are.
+  __u64 cooled_epoch = 0;
+  __u32 cool_epochs = 0;
 
   bool known() const { return tier_pages[HT_TIER_FAST] != HT_UNKNOWN64; }
   __u64 pages() const { return tier_pages[HT_TIER_FAST] + tier_pages[HT_TIER_SLOW]; }

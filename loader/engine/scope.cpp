@@ -52,14 +52,17 @@ int density_bucket(double samples_per_page_second) {
 
 Scope::Scope(Machine& machine, std::unique_ptr<PolicyCaller> caller, const EngineSettings& settings, __u64 cgroup_id,
              std::string path)
-    : machine_(machine),
+    : published(settings),
+      machine_(machine),
       caller_(std::move(caller)),
       settings_(settings),
       cgroup_id_(cgroup_id),
       path_(std::move(path)),
       spaces_(settings),
       partition_(std::make_unique<AdaptivePartition>(settings)),
-      buffer_(std::make_unique_for_overwrite<tier_range[]>(HT_RANGES_MAX)) {}
+      buffer_(std::make_unique_for_overwrite<tier_range[]>(HT_RANGES_MAX)),
+      moves_(settings.remembered_moves),
+      conduct_(settings.conduct) {}
 
 struct Scope::Watch final : Spaces::Watcher {
   Scope& scope;
@@ -109,11 +112,11 @@ __u64 Scope::close(__u64 fast_pages) {
 Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report) {
   ranges_ = {buffer_.get(), partition_->fill({buffer_.get(), HT_RANGES_MAX})};
   for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
-  hot_.clear();
-  cold_.clear();
-  touched_.clear();
   results_.resize(ranges_.size());
-  is_touched_.assign(ranges_.size(), false);
+  reversed_pages_.resize(ranges_.size());
+  displaced_by_heat_.resize(ranges_.size());
+  rate_.set(input.rate_bytes_per_s);
+  rate_.refill(input.epoch_ns);
   budget_pages_ = std::max(settings_.max_move_min_pages,
                            static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
   if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
@@ -122,30 +125,41 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
     if (auto done = account(report); !done) return done;
   describe(input, samples, report);
 
-  auto classified = classify(input, report);
-  if (!classified) return std::unexpected(classified.error());
-  if (!*classified) {
-    // Without an answer nothing is split or merged either.
-    report.decision = Decision::kPolicyFailed;
-    last_.assign(ranges_.begin(), ranges_.end());
-    return {};
+  // Twice if the first policy leaves on the way: nothing was moved by then.
+  for (int round = 0; round < 2; ++round) {
+    hot_.clear();
+    cold_.clear();
+    touched_.clear();
+    is_touched_.assign(ranges_.size(), false);
+    retaken_ = false;
+    ranked_.clear();
+    cut_ = 0;
+    auto classified = classify(input, report);
+    if (!classified) return std::unexpected(classified.error());
+    if (!*classified) {
+      // Without an answer nothing is split or merged either.
+      report.decision = Decision::kPolicyFailed;
+      note(report);
+      return {};
+    }
+    report.decision = Decision::kNoMoves;
+    if (input.moves || input.accounts) {
+      rank();
+      report.ranges_visited += ranges_.size();
+    }
+    if (input.moves)
+      if (auto done = promote(input, report); !done) return done;
+    if (!retaken_) break;
   }
-
-  report.decision = Decision::kNoMoves;
-  if (input.moves || input.accounts) {
-    rank();
-    report.ranges_visited += ranges_.size();
-  }
-  if (input.moves)
-    if (auto done = promote(input, report); !done) return done;
   if (input.accounts && report.decision != Decision::kPolicyFailed) {
     if (auto done = keep_bounds(input, report); !done) return done;
   }
-  if (!touched_.empty() && report.decision != Decision::kPolicyFailed)
+  if (!touched_.empty() && report.decision != Decision::kPolicyFailed && !input.dry_run)
     if (auto done = feed_back(input, report); !done) return done;
   if (input.accounts) measure_demand(report);
+  if (!input.dry_run) cool();
+  note(report);
 
-  last_.assign(ranges_.begin(), ranges_.end());
   Adapted adapted = partition_->adapt(last_);
   report.splits = adapted.splits;
   report.merges = adapted.merges;
@@ -210,7 +224,8 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
     return {};
   }
   if (hot_.empty()) {
-    report.decision = any_held_ ? Decision::kAllRefused : Decision::kAllHotFast;
+    if (restless(input, {}, report)) return {};
+    report.decision = cooling_pages_ ? Decision::kCooling : any_held_ ? Decision::kAllRefused : Decision::kAllHotFast;
     return {};
   }
   walk_budget_pages_ += settings_.max_walk_pages / 2;
@@ -230,7 +245,52 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   if (!admitted) return std::unexpected(admitted.error());
   report.decision = !*admitted ? Decision::kPolicyFailed : plan.empty() ? Decision::kAllRefused : Decision::kMoved;
   if (report.decision != Decision::kMoved) return {};
-  return move(input, plan, budget_pages_, report);
+
+  if (restless(input, plan, report)) return {};
+  if (auto done = move(input, plan, budget_pages_, report); !done) return done;
+  if (input.dry_run) report.decision = Decision::kDryRun;
+  else if (report.rate_limited_pages && !report.moved.nr) report.decision = Decision::kRateLimited;
+  return {};
+}
+
+// Does it ask for more and more moves, only to take them back? Then it is
+// expelled, before anything is moved.
+bool Scope::restless(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report) {
+  if (input.is_default) return false;
+  // What it asks for, with that which is being withheld from it.
+  __u64 wanted = cooling_pages_;
+  __u64 reversing = cooling_pages_;
+  const auto reverses = [&](__u32 range, ht_page_t page, ht_tier to) {
+    return page && moves_.reverses(ranges_[range].space, HT_PAGE_ADDR(page), to, epoch_, settings_.reversal_epochs);
+  };
+  for (const PlanEntry& entry : plan) {
+    wanted += entry.hot_pages();
+    if (reverses(entry.hot_range, entry.hot, HT_TIER_FAST) ||
+        (entry.cold && reverses(entry.cold_range, entry.cold, HT_TIER_SLOW)))
+      reversing += entry.hot_pages();
+  }
+  auto verdict = conduct_.asked(wanted, reversing, budget_pages_);
+  if (!verdict) return false;
+  ht_run run{};
+  run.scope = report.scope;
+  run.seat = input.seat;
+  run.generation = report.policy_generation;
+  retaken_ = expelled(input, *verdict, run);
+  report.decision = Decision::kPolicyFailed;
+  return true;
+}
+
+// Tells of a rule that the policy broke; the kernel saw nothing wrong. True:
+// another policy has the seat.
+bool Scope::expelled(const EpochInput& input, const Verdict& verdict, ht_run& run) {
+  run.status = 0;
+  run.exit.kind = TIER_EXIT_EJECTED;
+  run.exit.code = verdict.code;
+  run.exit.epoch = epoch_;
+  const std::size_t length = std::min(verdict.message.size(), sizeof(run.exit.message) - 1);
+  verdict.message.copy(run.exit.message, length);
+  run.exit.message[length] = 0;
+  return input.policy_failed && input.policy_failed(run);
 }
 
 // Demotes the coldest of what the scope has beyond its bound, or of what its
@@ -271,6 +331,7 @@ Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
     }
     if (auto moved = move(input, plan, HT_UNKNOWN64, report); !moved) return moved;
     done_pages += report.moved.demoted_pages - moved_before;
+    if (input.dry_run || report.rate_limited_pages) break;
   }
   if (done_pages && report.decision != Decision::kMoved) report.decision = Decision::kOverBudget;
   return {};
@@ -346,7 +407,25 @@ Result<bool> Scope::classify(const EpochInput& input, EpochReport& report) {
         run, ranges_.size(), HT_CALL_RANGES, &PolicyCaller::run_classify,
         [&](std::size_t first, std::size_t count) { std::copy_n(ranges_.data() + first, count, buffer.begin()); },
         [&](std::size_t first, std::size_t count) { std::copy_n(buffer.begin(), count, ranges_.data() + first); }, report);
-    if (!answered || *answered) return answered;
+    if (!answered) return answered;
+    if (*answered) {
+      if (conduct_.begin(run.generation)) {
+        moves_.clear();
+        seated_epoch_ = epoch_;
+      }
+      // One that moves nothing need not tell hot from cold.
+      if (!input.moves || input.is_default) return true;
+      bool heat = false;
+      bool action = false;
+      for (const tier_range& range : ranges_) {
+        heat |= range.heat != 0;
+        action |= range.action != TIER_KEEP;
+      }
+      auto verdict = conduct_.classified(report.scope.samples, heat, action);
+      if (!verdict) return true;
+      if (attempt || !expelled(input, *verdict, run)) break;
+      continue;
+    }
     if (attempt || !input.policy_failed || !input.policy_failed(run)) break;
   }
   return false;
@@ -449,6 +528,7 @@ Result<> Scope::select_hot(EpochReport& report) {
   bool full = false;
   cut_ = 0;
   any_held_ = false;
+  cooling_pages_ = 0;
   auto hot = [&](std::size_t rank) { return rank < ranked_.size() && ranges_[ranked_[rank]].heat > 0; };
   for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
     std::vector<__u32> batch;
@@ -474,7 +554,7 @@ Result<> Scope::select_hot(EpochReport& report) {
         fits = resident + fast < capacity ? capacity - resident - fast : 0;
       }
       for (; page != listed.end() && page->range == index; ++page) {
-        if (page->pages() > fits || wanted >= want || held(residency)) continue;
+        if (page->pages() > fits || wanted >= want || held(residency) || cooling(residency)) continue;
         fits -= page->pages();
         wanted += page->pages();
         hot_.push_back(*page);
@@ -482,6 +562,10 @@ Result<> Scope::select_hot(EpochReport& report) {
       resident += std::min(pages, capacity - resident);
       if (residency.known()) report.hot_slow_pages += residency.tier_pages[HT_TIER_SLOW];
       any_held_ |= held(residency);
+      if (cooling(residency)) {
+        ++report.cooling_ranges;
+        if (residency.known()) cooling_pages_ += residency.tier_pages[HT_TIER_SLOW];
+      }
       report.cut_heat = ranges_[index].heat;
       ++report.ranges_visited;
     }
@@ -506,6 +590,7 @@ Result<> Scope::select_cold(EpochReport& report) {
       ++report.ranges_visited;
       const Residency& residency = partition_->residency(index);
       if (fresh(residency) && !residency.tier_pages[HT_TIER_FAST]) continue;
+      if (cooling(residency)) continue;
       batch.push_back(index);
       bound += residency.known() ? residency.tier_pages[HT_TIER_FAST] : ranges_[index].mapped_pages;
     }
@@ -522,6 +607,7 @@ tier_result& Scope::result(__u32 range) {
     is_touched_[range] = true;
     touched_.push_back(range);
     results_[range] = {};
+    reversed_pages_[range] = displaced_by_heat_[range] = 0;
   }
   return results_[range];
 }
@@ -559,7 +645,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
       [&](std::size_t first, std::size_t count) { std::copy_n(buffer.begin(), count, &pairs[first]); }, report);
   if (!answered) return answered;
   if (!*answered) {
-    if (input.policy_failed) input.policy_failed(run);
+    retaken_ = input.policy_failed && input.policy_failed(run);
     return false;
   }
   std::unordered_map<__u32, bool> taken;  // by hot range: is any of it admitted?
@@ -586,16 +672,45 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
                      EpochReport& report) {
   __u64 promoted = 0;
   __u64 demoted = 0;
-  for (std::size_t next = 0; next < plan.size();) {
+  bool limited = false;
+  for (std::size_t next = 0; next < plan.size() && !limited;) {
     __u64 up = promoted;
     __u64 down = demoted;
     std::size_t end = next;
     for (; end < plan.size() && end - next < HT_PAIRS_MAX; ++end) {
-      if (up + plan[end].hot_pages() > budget_pages || down + plan[end].cold_pages() > budget_pages) break;
+      const __u64 hot = plan[end].hot_pages();
+      const __u64 cold = plan[end].cold_pages();
+      if (up + hot > budget_pages || down + cold > budget_pages) break;
+      if (up - promoted + hot + down - demoted + cold > rate_.pages()) {
+        for (std::size_t i = end; i < plan.size() && up + plan[i].hot_pages() <= budget_pages; ++i) {
+          up += plan[i].hot_pages();
+          report.rate_limited_pages += std::max(plan[i].hot_pages(), plan[i].cold_pages());
+        }
+        limited = true;
+        break;
+      }
       up += plan[end].hot_pages();
       down += plan[end].cold_pages();
     }
     if (end == next) break;
+    for (const PlanEntry& entry : plan.subspan(next, end - next))
+      if (entry.cold && entry.hot_range != kNoRange) {
+        result(entry.cold_range);
+        __u32& by = displaced_by_heat_[entry.cold_range];
+        by = std::max(by, ranges_[entry.hot_range].heat);
+      }
+    if (input.dry_run) {
+      for (const PlanEntry& entry : plan.subspan(next, end - next)) {
+        if (entry.hot) result(entry.hot_range).promoted_pages += static_cast<__u32>(entry.hot_pages());
+        if (entry.cold) result(entry.cold_range).demoted_pages += static_cast<__u32>(entry.cold_pages());
+        promoted += entry.hot_pages();
+        demoted += entry.cold_pages();
+        report.dry_run_pages += entry.hot_pages();
+        rate_.spend(entry.hot_pages() + entry.cold_pages());
+      }
+      next = end;
+      continue;
+    }
 
     // Room is made before it is taken.
     std::lock_guard hold(machine_.lock);
@@ -639,7 +754,10 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
             static_cast<__u32>(entry.hot_pages());
         Residency& residency = partition_->residency(entry.hot_range);
         residency.moved = true;
-        if (pair.hot_result == HT_MOVE_DONE) residency.move(entry.hot, HT_TIER_FAST);
+        if (pair.hot_result == HT_MOVE_DONE) {
+          residency.move(entry.hot, HT_TIER_FAST);
+          remember(entry.hot_range, entry.hot, HT_TIER_FAST, report);
+        }
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
           withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
           withheld_until_epoch_ = epoch_ + kWithheldEpochs;
@@ -651,7 +769,10 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
             static_cast<__u32>(entry.cold_pages());
         Residency& residency = partition_->residency(entry.cold_range);
         residency.moved = true;
-        if (pair.cold_result == HT_MOVE_DONE) residency.move(entry.cold, HT_TIER_SLOW);
+        if (pair.cold_result == HT_MOVE_DONE) {
+          residency.move(entry.cold, HT_TIER_SLOW);
+          remember(entry.cold_range, entry.cold, HT_TIER_SLOW, report);
+        }
       }
     }
     ht_exchange_run& sum = report.moved;
@@ -667,9 +788,76 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
     sum.ns += run.ns;
     promoted += run.promoted_pages;
     demoted += run.demoted_pages;
+    rate_.spend(run.promoted_pages + run.demoted_pages);
     next = end;
   }
   return {};
+}
+
+void Scope::remember(__u32 range, ht_page_t page, ht_tier to, EpochReport& report) {
+  const __u64 space = ranges_[range].space;
+  const __u64 address = HT_PAGE_ADDR(page);
+  if (moves_.reverses(space, address, to, epoch_, settings_.reversal_epochs)) {
+    const __u32 pages = 1U << HT_PAGE_ORDER(page);
+    reversed_pages_[range] += pages;
+    report.reversed_pages += pages;
+  }
+  moves_.moved(space, address, to, epoch_);
+}
+
+// Ranges whose pages go to and fro stay where they are for a while.
+void Scope::cool() {
+  for (__u32 range : touched_) {
+    const tier_result& moved = results_[range];
+    if (!reversed_pages_[range] || 2 * reversed_pages_[range] < moved.promoted_pages + moved.demoted_pages) continue;
+    Residency& residency = partition_->residency(range);
+    const bool again = residency.cool_epochs && epoch_ <= residency.cooled_epoch + 3 * residency.cool_epochs;
+    residency.cool_epochs =
+        again ? std::min(2 * residency.cool_epochs, settings_.cool_max_epochs) : settings_.cool_epochs;
+    residency.cooled_epoch = epoch_;
+  }
+}
+
+std::vector<tier_result> Scope::last_moved() const {
+  std::vector<tier_result> list;
+  list.reserve(touched_.size());
+  for (__u32 range : touched_) {
+    list.push_back(results_[range]);
+    list.back().range = last_[range];
+  }
+  return list;
+}
+
+// Leaves what the epoch decided for those who look.
+void Scope::note(EpochReport& report) {
+  last_.assign(ranges_.begin(), ranges_.end());
+  last_notes_.assign(ranges_.size(), 0);
+  if (report.decision == Decision::kPolicyFailed) touched_.clear();
+  for (std::size_t rank = 0; rank < cut_ && rank < ranked_.size(); ++rank) last_notes_[ranked_[rank]] |= kRangeHot;
+  for (__u32 i = 0; i < ranges_.size(); ++i) {
+    const Residency& residency = partition_->residency(i);
+    if (held(residency)) last_notes_[i] |= kRangeHeld;
+    if (cooling(residency)) last_notes_[i] |= kRangeCooling;
+  }
+
+  report.moves.clear();
+  report.moved_ranges = 0;
+  for (__u32 i : touched_) {
+    const tier_result& moved = results_[i];
+    if (!moved.promoted_pages && !moved.demoted_pages && !moved.failed_pages && !moved.refused_pages) continue;
+    ++report.moved_ranges;
+    const tier_range& range = ranges_[i];
+    report.moves.push_back({range.space, range.start, range.end, range.pid, range.heat, report.cut_heat,
+                            displaced_by_heat_[i], moved.promoted_pages, moved.demoted_pages, moved.failed_pages,
+                            moved.refused_pages, reversed_pages_[i]});
+  }
+  const auto size = [](const MoveRecord& move) {
+    return __u64{move.promoted_pages} + move.demoted_pages + move.failed_pages + move.refused_pages;
+  };
+  const std::size_t shown = std::min(kMovesShown, report.moves.size());
+  std::partial_sort(report.moves.begin(), report.moves.begin() + static_cast<std::ptrdiff_t>(shown), report.moves.end(),
+                    [&](const MoveRecord& a, const MoveRecord& b) { return size(a) > size(b); });
+  report.moves.resize(shown);
 }
 
 Result<> Scope::feed_back(const EpochInput& input, EpochReport& report) {

@@ -62,9 +62,14 @@ class Scope {
     EngineTotals totals;
     std::optional<EpochReport> report;
     std::vector<tier_range> ranges;
+    std::vector<__u8> notes;  // enum RangeNote, by range
+    History history;
+    explicit Published(const EngineSettings& settings) : history(settings.history_epochs, settings.history_ranges) {}
   } published;
-  // The ranges as the last run left them.
+  // The ranges as the last run left them, with notes, and what was moved.
   std::span<const tier_range> last() const { return last_; }
+  std::span<const __u8> last_notes() const { return last_notes_; }
+  std::vector<tier_result> last_moved() const;
 
  private:
   struct Watch;
@@ -77,6 +82,11 @@ class Scope {
   Result<bool> call(ht_run& run, std::size_t entries, std::size_t per_call, Result<> (PolicyCaller::*ask)(ht_run&),
                     const std::function<void(std::size_t, std::size_t)>& put,
                     const std::function<void(std::size_t, std::size_t)>& get, EpochReport& report);
+  bool restless(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report);
+  bool expelled(const EpochInput& input, const Verdict& verdict, ht_run& run);
+  void remember(__u32 range, ht_page_t page, ht_tier to, EpochReport& report);
+  void cool();
+  void note(EpochReport& report);
   [[nodiscard]] Result<bool> classify(const EpochInput& input, EpochReport& report);
   void rank();
   [[nodiscard]] Result<> select_hot(EpochReport& report);
@@ -85,6 +95,11 @@ class Scope {
                               std::vector<Listed>& listed, EpochReport& report);
   bool fresh(const Residency& residency) const;
   bool held(const Residency& residency) const { return epoch_ < residency.held_until_epoch; }
+  // Under another policy than the one that moved it, it is free again.
+  bool cooling(const Residency& residency) const {
+    return residency.cool_epochs && residency.cooled_epoch >= seated_epoch_ &&
+           epoch_ <= residency.cooled_epoch + residency.cool_epochs;
+  }
   [[nodiscard]] Result<bool> admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report);
   [[nodiscard]] Result<> move(const EpochInput& input, std::span<const PlanEntry> plan, __u64 budget_pages,
                               EpochReport& report);
@@ -103,6 +118,11 @@ class Scope {
   std::vector<Managed> managed_;
   std::vector<std::pair<__u32, __u64>> found_;
   std::vector<tier_range> last_;
+  std::vector<__u8> last_notes_;
+  RateLimit rate_;
+  MoveHistory moves_;
+  Conduct conduct_;
+  __u64 seated_epoch_ = 0;  // first of the policy that answers
   // Free pages of the fast tier that the kernel would not give out when asked,
   // because of its watermarks, and when to ask again.
   __u64 withheld_pages_ = 0;
@@ -115,6 +135,8 @@ class Scope {
   std::vector<__u32> ranked_;  // range indices, hottest first
   std::size_t cut_ = 0;        // ranks below it are hot
   bool any_held_ = false;      // above the cut
+  __u64 cooling_pages_ = 0;    // above the cut, in slow memory
+  bool retaken_ = false;       // another policy took the seat within this epoch
   __u64 budget_pages_ = 0;
   __u64 walk_budget_pages_ = 0;
   std::vector<Listed> hot_;
@@ -122,6 +144,8 @@ class Scope {
   std::vector<tier_result> results_;  // by range; only those in touched_ are valid
   std::vector<__u32> touched_;
   std::vector<bool> is_touched_;
+  std::vector<__u32> reversed_pages_;     // by range, as results_
+  std::vector<__u32> displaced_by_heat_;
   tier_result& result(__u32 range);
 };
 

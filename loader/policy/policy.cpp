@@ -447,6 +447,29 @@ Result<> PolicyObject::load(std::uint64_t cgroup_id) {
               "`tierctl doctor` says what is missing here");
 }
 
+PolicyIds PolicyObject::ids() const {
+  PolicyIds ids;
+  if (object_ == nullptr) return ids;
+  bpf_program* program = nullptr;
+  bpf_object__for_each_program(program, object_) {
+    const int fd = bpf_program__fd(program);
+    bpf_prog_info info{};
+    __u32 length = sizeof(info);
+    if (fd >= 0 && bpf_prog_get_info_by_fd(fd, &info, &length) == 0)
+      ids.programs.push_back({bpf_program__name(program), info.id, info.run_cnt, info.run_time_ns});
+  }
+  bpf_map* map = nullptr;
+  bpf_object__for_each_map(map, object_) {
+    const int fd = bpf_map__fd(map);
+    bpf_map_info info{};
+    __u32 length = sizeof(info);
+    if (fd < 0 || bpf_map_get_info_by_fd(fd, &info, &length) != 0) continue;
+    if (map == map_) ids.map = info.id;
+    else ids.maps.push_back({bpf_map__name(map), libbpf_bpf_map_type_str(bpf_map__type(map)), info.id});
+  }
+  return ids;
+}
+
 Result<Seat> Seat::take(PolicyObject& policy) {
   LibbpfLog log;
   bpf_link* link = bpf_map__attach_struct_ops(policy.map_);

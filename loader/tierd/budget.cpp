@@ -43,6 +43,22 @@ Result<Amount> parse_amount(const std::string& what, const std::string& text) {
   return amount;
 }
 
+Result<std::uint64_t> parse_rate(const std::string& text) {
+  std::string amount = text;
+  for (const char* suffix : {"/s", "B"})
+    if (amount.ends_with(suffix)) amount.resize(amount.size() - std::string(suffix).size());
+  auto parsed = parse_amount("--rate", amount);
+  if (!parsed || parsed->percent != 0 || amount.ends_with('%'))
+    return fail("--rate cannot be \"" + text.substr(0, 64) + "\": it is no number of bytes a second",
+                "give a rate such as 200MB/s or 1G/s; 0 is no limit");
+  return parsed->bytes;
+}
+
+std::string rate_text(std::uint64_t bytes_per_s) {
+  if (bytes_per_s != 0 && bytes_per_s % (1 << 20) == 0) return std::to_string(bytes_per_s >> 20) + "MB/s";
+  return std::to_string(bytes_per_s) + "B/s";
+}
+
 Result<> check_budgets(const Budgets& budgets, std::uint64_t fast_tier_bytes) {
   std::uint64_t minima = 0;
   std::string names;

@@ -25,8 +25,17 @@ struct Amount {
 // "2G", "512M", "40%". what: the option, for messages.
 Result<Amount> parse_amount(const std::string& what, const std::string& text);
 
+// Of the pages that change tiers, both ways together.
+inline constexpr std::uint64_t kDefaultRate = 200ULL << 20;  // bytes a second
+// "200MB/s", "1G", "0" (no limit): binary multiples, B and /s may be left out.
+Result<std::uint64_t> parse_rate(const std::string& text);
+std::string rate_text(std::uint64_t bytes_per_s);  // as parse_rate takes it
+
 struct Budget {
   std::optional<Amount> fast_max, fast_min;
+  // Where given, instead of what the seat was loaded with.
+  std::optional<std::uint64_t> rate_bytes_per_s;
+  std::optional<bool> dry_run;
 };
 
 using Budgets = std::map<std::string, Budget>;  // by cgroup path

@@ -15,11 +15,11 @@
 
 #include "engine/scope.hpp"
 #include "tierd/agent.hpp"
+#include "tierd/explain.hpp"
 
 namespace hypertier {
 namespace {
 
-constexpr std::size_t kEventsMax = 256;
 // Cgroups whose last exit is remembered.
 constexpr std::size_t kExitsMax = 256;
 // A reply stays far below the size of a message; tierctl asks for the rest.
@@ -68,6 +68,7 @@ Json exit_json(const PolicyExit* exit) {
   json["message"] = exit->message;
   json["policy"] = exit->policy;
   json["epoch"] = exit->epoch;
+  json["unix_ms"] = exit->unix_ms;
   return json;
 }
 
@@ -104,7 +105,9 @@ std::string abi_text(std::uint32_t abi) { return std::to_string(abi >> 16) + "."
 
 }  // namespace
 
-Daemon::Daemon(DaemonOptions options) : options_(std::move(options)), state_(options_.state) {}
+Daemon::Daemon(DaemonOptions options) : options_(std::move(options)), state_(options_.state) {
+  options_.tiering.events = &events_;
+}
 
 Result<> Daemon::run() {
   auto lock = take_lock();
@@ -157,7 +160,7 @@ Result<> Daemon::run() {
 
 // ------------------------------------------------------------------- seats
 
-Result<Json> Daemon::seat(const std::string& cgroup, PolicyObject policy) {
+Result<Json> Daemon::seat(const std::string& cgroup, PolicyObject policy, const MoveTerms& moves) {
   auto id = cgroups_.id_of(cgroup);
   if (!id) return std::unexpected(id.error());
   const std::string name = policy.info().name;
@@ -168,15 +171,15 @@ Result<Json> Daemon::seat(const std::string& cgroup, PolicyObject policy) {
     end_removed();
   }
   if (tiering_) {
-    if (auto done = tiering_->seat(*id, cgroup, std::move(policy)); !done) return std::unexpected(done.error());
+    if (auto done = tiering_->seat(*id, cgroup, std::move(policy), moves); !done) return std::unexpected(done.error());
   } else {
-    auto started = Tiering::start(options_.tiering, budgets_, *id, cgroup, std::move(policy));
+    auto started = Tiering::start(options_.tiering, budgets_, *id, cgroup, std::move(policy), moves);
     if (!started) return std::unexpected(started.error());
     tiering_ = std::move(*started);
   }
   if (!before.empty())
     last_exits_[cgroup] =
-        PolicyExit{"replaced", "ok", "policy " + name + " was loaded in its place", "", before, epoch_of(cgroup)};
+        PolicyExit{"replaced", "ok", "policy " + name + " was loaded in its place", "", before, epoch_of(cgroup), unix_ms_now()};
   reseat_errors_.erase(cgroup);
   note(before.empty() ? "seated" : "swapped", cgroup, name,
        before.empty() ? "source " + tiering_->source().name : "in place of " + before);
@@ -189,6 +192,8 @@ Result<Json> Daemon::seat(const std::string& cgroup, PolicyObject policy) {
   reply["generation"] = seat.terms().generation;
   reply["replaced"] = before.empty() ? Json(nullptr) : Json(before);
   reply["source"] = tiering_->source().name;
+  reply["rate_bytes_per_s"] = moves.rate_bytes_per_s;
+  reply["dry_run"] = moves.dry_run;
   Json warnings = Json::array();
   if (auto kept = state_.save(seat.saved()); !kept)
     warnings.push_back("the seat is not saved and will be empty after a restart: " + kept.error().message);
@@ -228,7 +233,7 @@ void Daemon::reseat() {
       if (!policy) return std::unexpected(policy.error());
       for (const auto& [key, value] : saved.seat->settings)
         if (auto set = policy->set(key, value); !set) return set;
-      if (auto seated = seat(cgroup, std::move(*policy)); !seated) return std::unexpected(seated.error());
+      if (auto seated = seat(cgroup, std::move(*policy), saved.seat->moves); !seated) return std::unexpected(seated.error());
       say("policy " + saved.seat->policy + " is seated again in " + cgroup);
       return {};
     };
@@ -249,10 +254,8 @@ void Daemon::hear(const News& news) {
     case News::kSeatEmpty: {
       if (seat == tiering_->seats().end()) return;
       last_exits_[news.cgroup] = *news.exit;
-      note("ejected", news.cgroup, news.exit->policy, news.exit->reason);
       say("ejected: " + news.exit->reason + " (" + news.exit->message + ")");
       if (news.kind == News::kEjected) {
-        note("seated", news.cgroup, seat->second->terms().policy, "the default takes over");
         // Or the next start would seat what was ejected.
         if (auto kept = state_.save(seat->second->saved()); !kept) say_error("the seat is not saved", kept.error());
         return;
@@ -289,18 +292,19 @@ void Daemon::end_removed() {
     }
     if (auto seat = tiering_->seats().find(path); seat != tiering_->seats().end()) {
       if (auto cleared = state_.clear(path); !cleared) say_error("the saved seat stays", cleared.error());
-      unseat(path, {"cgroup_removed", "ok", "cgroup " + path + " was removed", "", seat->second->terms().policy, epoch_of(path)});
+      unseat(path, {"cgroup_removed", "ok", "cgroup " + path + " was removed", "", seat->second->terms().policy, epoch_of(path), unix_ms_now()});
       if (!tiering_) return;
     }
   }
 }
 
 void Daemon::note(std::string kind, std::string cgroup, std::string policy, std::string text) {
-  timespec now{};
-  clock_gettime(CLOCK_REALTIME, &now);
-  events_.push_back({static_cast<std::uint64_t>(now.tv_sec) * 1000 + static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000,
-                     std::move(kind), std::move(cgroup), std::move(policy), std::move(text)});
-  if (events_.size() > kEventsMax) events_.pop_front();
+  EventRecord record;
+  record.kind = std::move(kind);
+  record.cgroup = std::move(cgroup);
+  record.policy = std::move(policy);
+  record.text = std::move(text);
+  events_.add(std::move(record));
 }
 
 // ---------------------------------------------------------------- commands
@@ -337,7 +341,9 @@ Result<Json> Daemon::dispatch(const Json& request, Fd file) {
   if (command == "cgroup_set") return set_budget(request, seat);
   if (command == "cgroup_reset") return reset_budget(seat);
   if (command == "cgroup_show") return show_budgets();
-  if (command == "events") return events();
+  if (command == "events") return events_.since(request.value("after", std::uint64_t{0}));
+  if (command == "explain") return explain(request);
+  if (command == "policies") return policies();
   if (command == "version") return version();
   return fail("tierd knows no command \"" + printable(command) + "\"", "use the tierctl and the tierd of one release");
 }
@@ -352,13 +358,20 @@ Result<Json> Daemon::load(const Json& request, const std::string& cgroup, Fd fil
   if (request.contains("settings"))
     for (const auto& [key, value] : request["settings"].items())
       if (auto set = policy->set(key, value.get<std::string>()); !set) return std::unexpected(set.error());
-  return seat(cgroup, std::move(*policy));
+  MoveTerms moves;
+  if (request.contains("rate")) {
+    auto rate = parse_rate(request["rate"].get<std::string>());
+    if (!rate) return std::unexpected(rate.error());
+    moves.rate_bytes_per_s = *rate;
+  }
+  moves.dry_run = request.value("dry_run", false);
+  return seat(cgroup, std::move(*policy), moves);
 }
 
 Result<Json> Daemon::restore(const std::string& cgroup) {
   auto policy = open_default_policy();
   if (!policy) return std::unexpected(policy.error());
-  return seat(cgroup, std::move(*policy));
+  return seat(cgroup, std::move(*policy), {});
 }
 
 Result<Json> Daemon::unload(const std::string& cgroup, bool force) {
@@ -369,7 +382,7 @@ Result<Json> Daemon::unload(const std::string& cgroup, bool force) {
   if (tiering_) {
     if (auto seat = tiering_->seats().find(cgroup); seat != tiering_->seats().end()) {
       const std::string name = seat->second->terms().policy;
-      unseat(cgroup, {"unloaded", "ok", "asked for by tierctl unload", "", name, epoch_of(cgroup)});
+      unseat(cgroup, {"unloaded", "ok", "asked for by tierctl unload", "", name, epoch_of(cgroup), unix_ms_now()});
       reply["policy"] = name;
     }
   }
@@ -404,8 +417,14 @@ Result<Json> Daemon::set_budget(const Json& request, const std::string& cgroup) 
     if (!parsed) return std::unexpected(parsed.error());
     *amount = *parsed;
   }
-  if (!budget.fast_max && !budget.fast_min)
-    return fail("no budget is given for " + cgroup, "give --fast-max, --fast-min or both");
+  if (request.contains("rate")) {
+    auto rate = parse_rate(request["rate"].get<std::string>());
+    if (!rate) return std::unexpected(rate.error());
+    budget.rate_bytes_per_s = *rate;
+  }
+  if (request.contains("dry_run")) budget.dry_run = request["dry_run"].get<bool>();
+  if (!budget.fast_max && !budget.fast_min && !budget.rate_bytes_per_s && !budget.dry_run)
+    return fail("no budget is given for " + cgroup, "give --fast-max, --fast-min, --rate or --dry-run");
   auto tiers = discover_tiers(options_.tiering.tiers);
   if (!tiers) return std::unexpected(tiers.error());
   auto use = tier_use(*tiers);
@@ -438,6 +457,8 @@ Json Daemon::show_budgets() const {
       entry[name] = *amount ? Json((*amount)->text()) : Json(nullptr);
       entry[std::string(name) + "_bytes"] = *amount ? Json((*amount)->of(tier_bytes)) : Json(nullptr);
     }
+    entry["rate_bytes_per_s"] = budget.rate_bytes_per_s ? Json(*budget.rate_bytes_per_s) : Json(nullptr);
+    entry["dry_run"] = budget.dry_run ? Json(*budget.dry_run) : Json(nullptr);
     entry["fast_bytes"] = nullptr;
     entry["slow_bytes"] = nullptr;
     // In force: there is such a cgroup, and a policy answers for it.
@@ -494,6 +515,9 @@ Json Daemon::scope_json(const std::string& path) const {
   const auto bytes = [](__u64 pages) { return pages == HT_UNKNOWN64 ? Json(nullptr) : Json(pages * HT_PAGE_SIZE); };
   scope["fast_bytes"] = report ? bytes(report->scope.tier_pages[HT_TIER_FAST]) : Json(nullptr);
   scope["slow_bytes"] = report ? bytes(report->scope.tier_pages[HT_TIER_SLOW]) : Json(nullptr);
+  const MoveTerms moves = running ? tiering_->move_terms(path, terms) : MoveTerms{};
+  scope["rate_bytes_per_s"] = running ? Json(moves.rate_bytes_per_s) : Json(nullptr);
+  scope["dry_run"] = running ? Json(moves.dry_run) : Json(nullptr);
   scope["processes"] = report ? report->scope.processes : 0;
   scope["ranges"] = report ? report->scope.ranges : 0;
   Json& counters = scope["counters"];
@@ -511,6 +535,9 @@ Json Daemon::scope_json(const std::string& path) const {
   counters["splits_total"] = totals.splits_total;
   counters["merges_total"] = totals.merges_total;
   counters["policy_failures_total"] = totals.policy_failures_total;
+  counters["reversed_pages_total"] = totals.reversed_pages_total;
+  counters["rate_limited_pages_total"] = totals.rate_limited_pages_total;
+  counters["dry_run_pages_total"] = totals.dry_run_pages_total;
   counters["policy_ns_total"] = totals.policy_ns_total;
   counters["walk_ns_total"] = totals.walk_ns_total;
   counters["exchange_ns_total"] = totals.exchange_ns_total;
@@ -530,6 +557,11 @@ Json Daemon::scope_json(const std::string& path) const {
     last["over_pages"] = report->over_pages;
     last["promoted_pages"] = report->moved.promoted_pages;
     last["demoted_pages"] = report->moved.demoted_pages;
+    last["dry_run_pages"] = report->dry_run_pages;
+    last["rate_limited_pages"] = report->rate_limited_pages;
+    last["reversed_pages"] = report->reversed_pages;
+    last["cooling_ranges"] = report->cooling_ranges;
+    last["text"] = decision_text(*report);
   } else {
     scope["last_epoch"] = nullptr;
   }
@@ -664,11 +696,67 @@ Result<Json> Daemon::ranges(const Json& request, const std::string& cgroup) cons
   return reply;
 }
 
-Json Daemon::events() const {
+// Which page of which process: its range, its heat over time, and why it is
+// where it is.
+Result<Json> Daemon::explain(const Json& request) const {
+  const auto pid = request.at("pid").get<__u32>();
+  const auto address = request.at("address").get<__u64>();
+  if (!tiering_)
+    return fail("no policy is seated, so nothing is known of any process", "`tierctl load hyperplace` seats the default policy");
+  Json reply;
+  reply["schema"] = kSchema;
+  reply["pid"] = pid;
+  reply["address"] = address;
+  bool known = false;
+  for (const auto& process : tiering_->engine().processes()) known |= process.pid == pid;
+  if (!known)
+    return fail("process " + std::to_string(pid) + " is not known", "give the pid of a process, not of a thread, as /proc lists it");
+  for (const auto& [path, thread] : tiering_->scopes()) {
+    auto found = tiering_->engine().explain(thread->scope(), pid, address);
+    if (!found) return std::unexpected(found.error());
+    if (!*found) continue;
+    const auto report = tiering_->engine().report(thread->scope());
+    reply["cgroup"] = path;
+    reply["policy"] = thread->seat()->terms().policy;
+    reply["epoch"] = report ? report->scope.epoch : 0;
+    explain_into(reply, **found, report);
+    reply["range"] = range_json((*found)->view);
+    return reply;
+  }
+  char hex[32];
+  std::snprintf(hex, sizeof(hex), "%llx", static_cast<unsigned long long>(address));
+  return fail("no range of process " + std::to_string(pid) + " holds address " + hex,
+              "it is not mapped, too small to manage, or mapped since the last epoch; `tierctl ranges --pid " +
+                  std::to_string(pid) + "` lists what is managed");
+}
+
+// What sits in the seats, as the kernel calls it.
+Json Daemon::policies() const {
   Json list = Json::array();
-  for (const auto& event : events_)
-    list.push_back({{"unix_ms", event.unix_ms}, {"kind", event.kind}, {"cgroup", event.cgroup}, {"policy", event.policy}, {"text", event.text}});
-  return {{"schema", kSchema}, {"events", std::move(list)}};
+  if (tiering_)
+    for (const auto& [path, seat] : tiering_->seats()) {
+      const PolicySeat::Terms terms = seat->terms();
+      Json entry;
+      entry["cgroup"] = path;
+      entry["cgroup_id"] = seat->cgroup_id();
+      entry["policy"] = terms.policy;
+      entry["file"] = terms.file;
+      entry["generation"] = terms.generation;
+      entry["epoch_ms"] = terms.epoch_ms;
+      entry["callbacks"] = terms.callbacks;
+      entry["settings"] = terms.settings;
+      entry["rate_bytes_per_s"] = terms.moves.rate_bytes_per_s;
+      entry["dry_run"] = terms.moves.dry_run;
+      entry["struct_ops_map_id"] = terms.ids.map;
+      Json programs = Json::array(), maps = Json::array();
+      for (const auto& program : terms.ids.programs)
+        programs.push_back({{"name", program.name}, {"id", program.id}, {"runs_total", program.runs_total}, {"ns_total", program.ns_total}});
+      for (const auto& map : terms.ids.maps) maps.push_back({{"name", map.name}, {"type", map.type}, {"id", map.id}});
+      entry["programs"] = std::move(programs);
+      entry["maps"] = std::move(maps);
+      list.push_back(std::move(entry));
+    }
+  return {{"schema", kSchema}, {"default_policy", kDefaultPolicy}, {"seats", std::move(list)}};
 }
 
 Json Daemon::version() const {

@@ -4,7 +4,6 @@
 // for: no thread, no sampler, nothing of ours in the kernel.
 #pragma once
 
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -31,11 +30,6 @@ class Daemon {
   Result<> run();
 
  private:
-  struct Event {
-    std::uint64_t unix_ms;
-    std::string kind, cgroup, policy, text;
-  };
-
   Json handle(const Json& request, Fd file);
   Result<Json> dispatch(const Json& request, Fd file);
   Result<Json> load(const Json& request, const std::string& cgroup, Fd file);
@@ -48,10 +42,11 @@ class Daemon {
   Json status(const std::string& cgroup) const;  // "": all scopes
   Json scope_json(const std::string& path) const;
   Result<Json> ranges(const Json& request, const std::string& cgroup) const;
-  Json events() const;
+  Result<Json> explain(const Json& request) const;
+  Json policies() const;
   Json version() const;
 
-  Result<Json> seat(const std::string& cgroup, PolicyObject policy);
+  Result<Json> seat(const std::string& cgroup, PolicyObject policy, const MoveTerms& moves);
   void unseat(const std::string& cgroup, PolicyExit exit);
   void reseat();
   void hear(const News& news);
@@ -62,6 +57,7 @@ class Daemon {
 
   DaemonOptions options_;
   State state_;
+  EventLog events_{2048};  // a record has at most kMovesShown moves: 3 MiB
   Cgroups cgroups_;
   Fd lock_, signals_;
   std::unique_ptr<Server> server_;
@@ -70,7 +66,6 @@ class Daemon {
   // By cgroup; kept when the scope is gone, as what is shown of it.
   std::map<std::string, PolicyExit> last_exits_;
   std::map<std::string, Error> reseat_errors_;
-  std::deque<Event> events_;
 };
 
 }  // namespace hypertier

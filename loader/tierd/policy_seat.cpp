@@ -3,11 +3,19 @@
 
 #include <fcntl.h>
 
+#include <array>
 #include <cerrno>
+#include <cstring>
 
+#include "tierd/events.hpp"
 #include "tierd/protocol.hpp"
 
 namespace hypertier {
+
+const char* exit_code_name(__u32 code) {
+  static constexpr std::array names = {"ok", "timeout", "invalid_action", "budget", "never_classifies"};
+  return code < names.size() ? names[code] : "unknown";
+}
 
 Result<PolicyObject> open_default_policy() {
   const auto path = installed_policies() / (std::string(kDefaultPolicy) + ".bpf.o");
@@ -20,9 +28,11 @@ Result<PolicyObject> open_default_policy() {
   return PolicyObject::open(std::move(*bytes), kDefaultPolicy);
 }
 
-Result<std::shared_ptr<PolicySeat>> PolicySeat::take(std::uint64_t cgroup_id, std::string cgroup, PolicyObject policy) {
+Result<std::shared_ptr<PolicySeat>> PolicySeat::take(std::uint64_t cgroup_id, std::string cgroup, PolicyObject policy,
+                                                     const MoveTerms& moves) {
   std::shared_ptr<PolicySeat> taken(new PolicySeat(cgroup_id, std::move(cgroup)));
   taken->policy_ = std::move(policy);
+  taken->moves_ = moves;
   auto seat = Seat::take(taken->policy_);
   if (!seat) return std::unexpected(seat.error());
   taken->seat_.emplace(std::move(*seat));
@@ -32,17 +42,17 @@ Result<std::shared_ptr<PolicySeat>> PolicySeat::take(std::uint64_t cgroup_id, st
 PolicySeat::Terms PolicySeat::terms() const {
   std::lock_guard held(lock_);
   const PolicyInfo& info = policy_.info();
-  Terms terms{info.name, policy_.file(), {}, info.epoch_ms, info.flags, generation_};
+  Terms terms{info.name, policy_.file(), {}, info.epoch_ms, info.flags, generation_, moves_, policy_.ids(), info.callbacks};
   for (const auto& setting : info.settings) terms.settings[setting.key] = setting.value;
   return terms;
 }
 
 SavedSeat PolicySeat::saved() const {
   std::lock_guard held(lock_);
-  return {cgroup_, policy_.info().name, policy_.file(), policy_.changed(), policy_.bytes()};
+  return {cgroup_, policy_.info().name, policy_.file(), policy_.changed(), policy_.bytes(), moves_};
 }
 
-Result<> PolicySeat::swap(PolicyObject policy) {
+Result<> PolicySeat::swap(PolicyObject policy, const MoveTerms& moves) {
   if (auto loaded = policy.load(cgroup_id_); !loaded) return loaded;
   std::lock_guard held(lock_);
   if (seat_) {
@@ -53,6 +63,7 @@ Result<> PolicySeat::swap(PolicyObject policy) {
     seat_.emplace(std::move(*seat));
   }
   policy_ = std::move(policy);
+  moves_ = moves;
   ++generation_;
   return {};
 }
@@ -78,20 +89,27 @@ bool PolicySeat::eject(const ht_run& run, std::uint64_t generation, std::optiona
   exit.kind = "ejected";
   exit.policy = policy_.info().name;
   exit.epoch = run.scope.epoch;
-  exit.message = "status " + std::to_string(run.status) + " after " + std::to_string(run.done) + " of " +
-                 std::to_string(run.nr) + " ranges";
-  switch (run.status) {
-    case -ETIME:
-      exit.code = "timeout";
+  exit.unix_ms = unix_ms_now();
+  const bool told = run.exit.kind == TIER_EXIT_EJECTED;
+  exit.message = told ? std::string(run.exit.message, strnlen(run.exit.message, sizeof(run.exit.message)))
+                      : "status " + std::to_string(run.status);
+  exit.code = told ? exit_code_name(run.exit.code) : "empty_seat";
+  switch (told ? run.exit.code : __u32{TIER_CODE_OK}) {
+    case TIER_CODE_TIMEOUT:
       exit.reason = "policy " + exit.policy + " took " + std::to_string(run.policy_ns / 1'000'000) +
                     " ms for an epoch's ranges, more than its " + std::to_string(run.budget_ns / 1'000'000) + " ms";
+      if (run.status == -ECANCELED) exit.reason = "policy " + exit.policy + " took longer than its epoch";
       break;
-    case -EINVAL:
-      exit.code = "invalid_action";
+    case TIER_CODE_INVALID_ACTION:
       exit.reason = "policy " + exit.policy + " answered with an action that does not exist";
       break;
+    case TIER_CODE_BUDGET:
+      exit.reason = "policy " + exit.policy + " asked for more moves than an epoch may carry, and to take most of them back";
+      break;
+    case TIER_CODE_NEVER_CLASSIFIES:
+      exit.reason = "policy " + exit.policy + " never classifies: no range has heat or an action, though there are samples";
+      break;
     default:
-      exit.code = "empty_seat";
       exit.reason = "the seat was found empty: policy " + exit.policy + " had left";
   }
   ejected = std::move(exit);

@@ -86,6 +86,8 @@ Result<> State::save(const SavedSeat& seat) const {
   json["file"] = seat.file;
   json["settings"] = seat.settings;
   json["object"] = object;
+  json["rate_bytes_per_s"] = seat.moves.rate_bytes_per_s;
+  json["dry_run"] = seat.moves.dry_run;
   if (auto wrote = write_json(name, json.dump(1, ' ', false, Json::error_handler_t::replace)); !wrote) return wrote;
   std::error_code ignored;
   std::filesystem::remove(directory_ / other, ignored);
@@ -126,6 +128,8 @@ std::vector<State::Loaded> State::load() const {
         seat.policy = json.at("policy").get<std::string>();
         seat.file = json.at("file").get<std::string>();
         seat.settings = json.at("settings").get<std::map<std::string, std::string>>();
+        seat.moves.rate_bytes_per_s = json.value("rate_bytes_per_s", kDefaultRate);
+        seat.moves.dry_run = json.value("dry_run", false);
         const std::string object = json.at("object").get<std::string>();
         const auto objects = objects_of(stem);
         if (stem != stem_of(seat.cgroup) || std::find(objects.begin(), objects.end(), object) == objects.end())
@@ -154,6 +158,8 @@ Result<> State::save(const Budgets& budgets) const {
     Json& entry = list[cgroup] = Json::object();
     if (budget.fast_max) entry["fast_max"] = budget.fast_max->text();
     if (budget.fast_min) entry["fast_min"] = budget.fast_min->text();
+    if (budget.rate_bytes_per_s) entry["rate"] = rate_text(*budget.rate_bytes_per_s);
+    if (budget.dry_run) entry["dry_run"] = *budget.dry_run;
   }
   return write_json(kBudgets, json.dump(1, ' ', false, Json::error_handler_t::replace));
 }
@@ -175,6 +181,12 @@ Result<Budgets> State::load_budgets() const {
         if (!parsed) return std::unexpected(parsed.error());
         *amount = *parsed;
       }
+      if (entry.contains("rate")) {
+        auto parsed = parse_rate(entry.at("rate").get<std::string>());
+        if (!parsed) return std::unexpected(parsed.error());
+        budget.rate_bytes_per_s = *parsed;
+      }
+      if (entry.contains("dry_run")) budget.dry_run = entry.at("dry_run").get<bool>();
     }
   } catch (const Json::exception&) {
     return fail(path.string() + " is damaged", "set the budgets again with `tierctl cgroup set`, or start tierd with --fresh");

@@ -57,9 +57,11 @@ std::map<std::string, std::string> plan_scopes(const std::map<std::string, __u64
 }
 
 Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, const Budgets& budgets,
-                                                std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy) {
+                                                std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy,
+                                                const MoveTerms& moves) {
   std::unique_ptr<Tiering> tiering(new Tiering());
   Tiering& t = *tiering;
+  t.events_ = options.events;
 
   auto tiers = discover_tiers(options.tiers);
   if (!tiers) return std::unexpected(tiers.error());
@@ -101,7 +103,7 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   t.news_fd_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!t.news_fd_) return fail_errno("cannot make an event descriptor", errno);
   if (auto started = t.adapter_->start(t.source_); !started) return std::unexpected(started.error());
-  auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy));
+  auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy), moves);
   if (!seat) return std::unexpected(seat.error());
   if ((t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share) t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
   // Accessed bits hold their budget themselves.
@@ -127,15 +129,15 @@ Tiering::~Tiering() {
 
 // ------------------------------------------------------------------ scopes
 
-Result<> Tiering::seat(std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy) {
+Result<> Tiering::seat(std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy, const MoveTerms& moves) {
   if (auto found = seats_.find(cgroup); found != seats_.end()) {
-    if (auto swapped = found->second->swap(std::move(policy)); !swapped) return swapped;
+    if (auto swapped = found->second->swap(std::move(policy), moves); !swapped) return swapped;
     for (auto& [path, scope] : scopes_)
       if (scope->seat() == found->second) scope->hurry();
     return {};
   }
   if (auto loaded = policy.load(cgroup_id); !loaded) return loaded;
-  auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy));
+  auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy), moves);
   if (!seat) return std::unexpected(seat.error());
   seats_[cgroup] = std::move(*seat);
   auto followed = follow_plan();
@@ -221,6 +223,15 @@ ScopeThread* Tiering::scope_of(const std::string& cgroup) const {
   for (const auto& [path, scope] : scopes_) paths[path] = scope->scope().cgroup_id();
   auto nearest = nearest_ancestor(paths, cgroup);
   return nearest ? scopes_.at(*nearest).get() : nullptr;
+}
+
+MoveTerms Tiering::move_terms(const std::string& path, const PolicySeat::Terms& terms) const {
+  MoveTerms moves = terms.moves;
+  if (auto budget = budgets_.find(path); budget != budgets_.end()) {
+    moves.rate_bytes_per_s = budget->second.rate_bytes_per_s.value_or(moves.rate_bytes_per_s);
+    moves.dry_run = budget->second.dry_run.value_or(moves.dry_run);
+  }
+  return moves;
 }
 
 double Tiering::density() const {
@@ -347,6 +358,29 @@ void Tiering::arbitrate_for(const Scope& scope, EpochInput& input) {
   input.surplus_pages = share.surplus_pages;
 }
 
+// What the epoch decided: each that moved something, and each that decided
+// otherwise than the one before.
+void Tiering::log(const Scope& scope, const PolicySeat& seat, const EpochReport& report) {
+  EventRecord record;
+  record.kind = report.moved.nr ? "moved" : report.dry_run_pages ? "planned" : "decision";
+  record.cgroup = scope.path();
+  record.policy = seat.terms().policy;
+  record.epoch = report.scope.epoch;
+  record.text = decision_text(report);
+  record.moves = report.moves;
+  Json& detail = record.detail;
+  detail["decision"] = decision_name(report.decision);
+  detail["cut_heat"] = report.cut_heat;
+  detail["hot_slow_pages"] = report.hot_slow_pages;
+  detail["promoted_pages"] = report.moved.promoted_pages;
+  detail["demoted_pages"] = report.moved.demoted_pages;
+  detail["planned_pages"] = report.dry_run_pages ? report.dry_run_pages : report.planned_pages;
+  detail["reversed_pages"] = report.reversed_pages;
+  detail["rate_limited_pages"] = report.rate_limited_pages;
+  detail["ranges"] = report.moved_ranges;
+  events_->add(std::move(record));
+}
+
 ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns) {
   ScopeThread::Outcome outcome;
   const auto failed = [&](const Error& error) {
@@ -381,22 +415,46 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   input.moves = (terms.flags & HT_POLICY_NO_MOVES) == 0;
   input.seat = seat.cgroup_id();
   arbitrate_for(scope, input);
+  MoveTerms moves = terms.moves;
+  {
+    std::lock_guard held(standings_lock_);
+    const Budget& budget = standings_.at(scope.cgroup_id()).budget;
+    moves.rate_bytes_per_s = budget.rate_bytes_per_s.value_or(moves.rate_bytes_per_s);
+    moves.dry_run = budget.dry_run.value_or(moves.dry_run);
+  }
+  input.rate_bytes_per_s = moves.rate_bytes_per_s;
+  input.dry_run = moves.dry_run;
+  input.is_default = terms.policy == kDefaultPolicy;
   input.policy_failed = [&](const ht_run& run) {
+    // The kernel saw nothing wrong: it learns it from us.
+    if (!run.status) module_->eject(seat.cgroup_id(), run.generation, run.exit);
     outcome.seated = seat.eject(run, terms.generation, outcome.ejected);
     return outcome.seated;
   };
 
   auto report = engine_->epoch(scope, input);
+  if (outcome.ejected) {
+    const PolicyExit& exit = *outcome.ejected;
+    EventRecord record{"ejected", seat.cgroup(), exit.policy, exit.reason, exit.epoch, {}, {}, 0, 0};
+    record.detail = {{"code", exit.code}, {"message", exit.message}};
+    events_->add(std::move(record));
+    if (outcome.seated)
+      events_->add({"seated", seat.cgroup(), seat.terms().policy, "the default takes over in the same epoch", exit.epoch, {}, {}, 0, 0});
+  }
   if (outcome.ejected)
     tell({outcome.seated ? News::kEjected : News::kSeatEmpty, seat.cgroup(), outcome.ejected, {}});
   if (!report) return failed(report.error());
   hold_cpu_share();
+  bool changed = false;
   {
     std::lock_guard held(standings_lock_);
     Standing& standing = standings_.at(scope.cgroup_id());
     standing.error.clear();
+    changed = standing.decision != report->decision;
+    standing.decision = report->decision;
     if (input.accounts) standing.demand = report->demand;
   }
+  if (changed || report->moved.nr || report->dry_run_pages) log(scope, seat, *report);
   outcome.density = fast.total != 0 ? static_cast<double>(report->scope.samples) / static_cast<double>(fast.total) : 0;
   return outcome;
 }

@@ -29,6 +29,7 @@
 #include "result.hpp"
 #include "sources/rate_control.hpp"
 #include "tierd/budget.hpp"
+#include "tierd/events.hpp"
 #include "tierd/policy_seat.hpp"
 #include "tierd/protocol.hpp"
 #include "tierd/scope_thread.hpp"
@@ -44,6 +45,7 @@ struct TieringOptions {
   // default, for sources that hold one.
   std::optional<double> cpu_share;
   bool hold_cpu_share = true;  // false: none but cpu_share
+  EventLog* events = nullptr;  // outlives the tiering
 };
 
 // What the scopes' threads and the kernel have to tell the main thread.
@@ -67,13 +69,14 @@ class Tiering {
  public:
   // Starts with one seat, of `policy` (not loaded yet). On error nothing is changed.
   static Result<std::unique_ptr<Tiering>> start(const TieringOptions& options, const Budgets& budgets,
-                                                std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy);
+                                                std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy,
+                                                const MoveTerms& moves);
   ~Tiering();
 
   // The calls below are the main thread's.
   // Hot swap where there is a seat, else another seat (policy not loaded yet).
   // On error nothing is changed.
-  Result<> seat(std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy);
+  Result<> seat(std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy, const MoveTerms& moves);
   // Its processes fall to the nearest seat above.
   void unseat(const std::string& cgroup);
   const std::map<std::string, std::shared_ptr<PolicySeat>>& seats() const { return seats_; }
@@ -103,11 +106,14 @@ class Tiering {
   std::uint32_t sampling_cpus() const { return adapter_->sampling_cpus(); }
   // Samples per fast-tier page and epoch, over all scopes.
   double density() const;
+  // What the scope of that path may do.
+  MoveTerms move_terms(const std::string& path, const PolicySeat::Terms& terms) const;
 
  private:
   Tiering() = default;
   Result<> follow_plan();
   void tell(News news);
+  void log(const Scope& scope, const PolicySeat& seat, const EpochReport& report);
   ScopeThread::Outcome epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns);
   void arbitrate_for(const Scope& scope, EpochInput& input);
   void hold_cpu_share();
@@ -120,6 +126,7 @@ class Tiering {
   ht_module_info module_info_{};
   Tiers tiers_;
   ChosenSource source_;
+  EventLog* events_ = nullptr;
   Cgroups cgroups_;
   std::unique_ptr<KernelSettings> settings_;
   std::unique_ptr<Adapter> adapter_;
@@ -140,6 +147,7 @@ class Tiering {
     Budget budget;
     std::optional<Demand> demand;  // as of the scope's last epoch
     std::string error;             // of the last epoch
+    std::optional<Decision> decision;
   };
   std::mutex standings_lock_;
   std::map<std::uint64_t, Standing> standings_;

@@ -290,6 +290,7 @@ struct FakePolicy {
   }
 
   __u64 classified = 0;  // epochs
+  __u64 generation = 1;  // another one: another policy
 };
 
 class FakeCaller : public PolicyCaller {
@@ -305,7 +306,7 @@ class FakeCaller : public PolicyCaller {
     EXPECT_LE(run.nr, __u32{HT_CALL_RANGES});
     run.status = policy_.classify_status;
     if (run.status) return {};
-    run.generation = 1;
+    run.generation = policy_.generation;
     for (__u32 i = 0; i < run.nr; ++i) {
       tier_range before = call_->ranges[i];
       policy_.classify(call_->ranges[i], run.scope);
@@ -319,6 +320,7 @@ class FakeCaller : public PolicyCaller {
   }
 
   Result<> run_admit(ht_run& run) override {
+    run.generation = policy_.generation;
     for (__u32 i = 0; i < run.nr; ++i) {
       tier_pair& pair = call_->pairs[i];
       EXPECT_GT(pair.pages, 0u);
@@ -332,6 +334,7 @@ class FakeCaller : public PolicyCaller {
   }
 
   Result<> run_moved(ht_run& run) override {
+    run.generation = policy_.generation;
     for (__u32 i = 0; i < run.nr && policy_.moved; ++i) policy_.moved(call_->results[i]);
     return {};
   }

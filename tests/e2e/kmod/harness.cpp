@@ -51,6 +51,22 @@ ht_module_info Device::info() const {
   return info;
 }
 
+ht_seat Device::seat(std::uint64_t cgroup_id) const {
+  ht_seat seat{};
+  seat.cgroup_id = cgroup_id;
+  if (ioctl(fd_, HT_IOC_SEAT, &seat)) die("HT_IOC_SEAT");
+  return seat;
+}
+
+int Device::eject(std::uint64_t cgroup_id, std::uint64_t generation, std::uint32_t code) const {
+  ht_seat seat{};
+  seat.cgroup_id = cgroup_id;
+  seat.generation = generation;
+  seat.exit.code = code;
+  std::strcpy(seat.exit.message, "a test's reason");
+  return ioctl(fd_, HT_IOC_EJECT, &seat) ? errno : 0;
+}
+
 Mover::Mover() : object_(bpf_object__open_file((build_dir + "/bpf/mover.bpf.o").c_str(), nullptr)) {
   if (!object_) die("mover.bpf.o");
   if (bpf_object__load(object_)) die("loading mover.bpf.o");

@@ -31,12 +31,14 @@ class Device {
   ~Device();
   int fd() const { return fd_; }
   ht_module_info info() const;
+  ht_seat seat(std::uint64_t cgroup_id) const;
+  int eject(std::uint64_t cgroup_id, std::uint64_t generation, std::uint32_t code) const;  // 0 or an errno
 
  private:
   int fd_;
 };
 
-// The six programs of mover.bpf.o.
+// The programs of mover.bpf.o.
 class Mover {
  public:
   Mover();

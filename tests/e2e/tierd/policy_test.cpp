@@ -182,6 +182,37 @@ TEST(BudgetTest, Amounts) {
     EXPECT_FALSE(parse_amount("--fast-max", bad)) << bad;
 }
 
+TEST(BudgetTest, Rates) {
+  EXPECT_EQ(parse_rate("200MB/s").value(), kDefaultRate);
+  EXPECT_EQ(parse_rate("200M").value(), kDefaultRate);
+  EXPECT_EQ(parse_rate("1GB").value(), 1ULL << 30);
+  EXPECT_EQ(parse_rate("512K/s").value(), 512ULL << 10);
+  EXPECT_EQ(parse_rate("0").value(), 0U);
+  for (const char* bad : {"", "fast", "40%", "-1", "1MB/h", "1MM", "MB/s", "99999999999999999999", "20000000T", "1.5G"})
+    EXPECT_FALSE(parse_rate(bad)) << bad;
+  for (std::uint64_t rate : {0ULL, 1ULL, 4096ULL, 512ULL << 10, 200ULL << 20, 3ULL << 40, ~0ULL >> 4})
+    EXPECT_EQ(parse_rate(rate_text(rate)).value(), rate) << rate_text(rate);
+}
+
+TEST_F(StateTest, KeepsHowASeatMayMove) {
+  const State state(directory_);
+  ASSERT_TRUE(state.save({"/", "p", "f", {}, "bytes", {50ULL << 20, true}}));
+  Budgets budgets;
+  budgets["/a"].rate_bytes_per_s = 3;
+  budgets["/b"].dry_run = false;
+  ASSERT_TRUE(state.save(budgets));
+  const auto all = state.load();
+  ASSERT_EQ(all.size(), 1U);
+  ASSERT_TRUE(all[0].seat);
+  EXPECT_EQ(all[0].seat->moves.rate_bytes_per_s, 50ULL << 20);
+  EXPECT_TRUE(all[0].seat->moves.dry_run);
+  const auto loaded = state.load_budgets();
+  ASSERT_TRUE(loaded);
+  EXPECT_EQ(loaded->at("/a").rate_bytes_per_s, 3U);
+  EXPECT_FALSE(loaded->at("/a").dry_run.has_value());
+  EXPECT_EQ(loaded->at("/b").dry_run, false);
+}
+
 TEST(BudgetTest, MinimaMustFitTheTier) {
   constexpr std::uint64_t kTier = 1 << 30;
   Budgets budgets;
