@@ -173,6 +173,8 @@ void report(const Options& options) {
     const json figures = json::parse(std::ifstream(out / part), nullptr, false);
     if (figures.is_array()) micro.insert(micro.end(), figures.begin(), figures.end());
   }
+  std::ifstream notes_file(options.repo / "bench/notes.md");
+  const std::string notes{std::istreambuf_iterator<char>(notes_file), {}};
   auto pictures = [&](const fs::path& dir) {
     write(dir / "bench-bars.svg", bars_svg(results));
     write(dir / "bench-time.svg", time_svg(results));
@@ -181,10 +183,10 @@ void report(const Options& options) {
   };
   pictures(out);
   write(out / "summary.json", summary(results).dump(2) + "\n");
-  write(out / "results.md", results_markdown(results, ".", micro));
+  write(out / "results.md", results_markdown(results, ".", micro, notes));
   if (options.docs) {
     pictures(options.repo / "docs/results");
-    write(options.repo / "docs/results.md", results_markdown(results, "results", micro));
+    write(options.repo / "docs/results.md", results_markdown(results, "results", micro, notes));
   }
   std::cout << table_text(results) << "\nbench: " << (out / "results.md").string() << ", summary.json and pictures beside it\n";
 }

@@ -3,6 +3,7 @@
 // by the truth of the simulated memory, by where pages really are, and by the
 // kernel's own counters; writes one JSON file.
 #include <dirent.h>
+#include <sched.h>
 #include <signal.h>
 #include <hypertier/abi.h>
 #include <numaif.h>
@@ -81,9 +82,15 @@ void hold_down(uint64_t usable_bytes) {
     die("the fast node has " + std::to_string(free >> 20) + " MiB free instead of " + std::to_string(usable_bytes >> 20));
 }
 
-void keep_off_fast_node() {
+// The measuring takes no fast memory, and no CPU from under the workload: the
+// kernel flushes the pages of a process that is on no CPU one by one.
+void stand_aside() {
   unsigned long mask = 2;
   set_mempolicy(MPOL_PREFERRED, &mask, 64);
+  cpu_set_t last;
+  CPU_ZERO(&last);
+  CPU_SET(static_cast<size_t>(sysconf(_SC_NPROCESSORS_ONLN) - 1), &last);
+  sched_setaffinity(0, sizeof last, &last);
 }
 
 // --------------------------------------------------------------- workload
@@ -364,7 +371,7 @@ json run(const Options& options, const Case& one) {
   system->prepare();
   hold_down(options.usable_mib << 20);
   Workload workload = start_workload(one, options.seed);
-  keep_off_fast_node();
+  stand_aside();
 
   Memory memory(workload.pid);
   memory.reset();
