@@ -74,6 +74,7 @@ int main(int argc, char** argv) {
   auto system = bench::make_system({name, "", "", 0, {}});
   system->prepare();
   Child workload({"hotset", "--size", "320M", "--hot", "48M"});
+  workload.expect("ready");
   bench::Memory memory(workload.pid());
   memory.reset();
   Meter meter(workload.pid());
