@@ -105,9 +105,11 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   if (auto started = t.adapter_->start(t.source_); !started) return std::unexpected(started.error());
   auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy), moves);
   if (!seat) return std::unexpected(seat.error());
-  if ((t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share) t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
+  const bool bits = t.source_.events.empty();
+  if (bits || (t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share)
+    t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
   // Accessed bits hold their budget themselves.
-  t.rate_ = RateControl(t.source_.events.empty() ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
+  t.rate_ = RateControl(bits ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
   t.period_ = t.source_.period;
   t.judged_ = std::chrono::steady_clock::now();
   t.seats_[cgroup] = std::move(*seat);
