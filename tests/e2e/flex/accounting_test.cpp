@@ -223,6 +223,7 @@ TEST(NestedGuest, IsCountedToThePage) {
   options.initramfs = getenv("FLEX_INITRAMFS");
   options.fast_bytes = 160 * kMiB;
   options.slow_bytes = 128 * kMiB;
+  options.boot_seconds = 2000;  // emulated twice
   auto started = Guest::start(options);
   ASSERT_TRUE(started) << started.error().message;
   auto& guest = **started;
