@@ -110,9 +110,11 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
   auto seat = Seat::take(t.policy_);
   if (!seat) return std::unexpected(seat.error());
   t.seat_.emplace(std::move(*seat));
-  if ((t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share) t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
+  const bool bits = t.source_.events.empty();
+  if (bits || (t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share)
+    t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
   // Accessed bits hold their budget themselves.
-  t.rate_ = RateControl(t.source_.events.empty() ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
+  t.rate_ = RateControl(bits ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
   t.load_default();
   t.last_epoch_ns_ = now_ns();
   return tiering;
