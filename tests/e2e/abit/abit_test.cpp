@@ -70,6 +70,7 @@ struct Hotset {
 };
 
 void abit_test(const Hotset& set, uint64_t seed) {
+  truth_reset();  // the one before left its page counts
   std::printf("accessed bits alone, hot pieces of %s, seed %llu\n", set.piece.c_str(), ull(seed));
   tighten_reserve();
   Child hotset({"hotset", "--size", "384M", "--hot", "64M", "--piece", set.piece, "--seed", std::to_string(seed), "--place", "slow-hot"});
