@@ -135,7 +135,7 @@ void rate_test() {
   const double budget = 0.005;
   Child hotset({"hotset", "--size", "128M", "--hot", "32M", "--seed", "1", "--place", "slow-hot"});
   hotset.expect("ready");
-  seconds(hotset, kEpochAccesses);
+  seconds(hotset, 8 * kEpochAccesses);  // caches and QEMU's TLB settle
   const double unsampled = seconds(hotset, 8 * kEpochAccesses);
   Tierd tierd({"--source", "vpebs", "--period", "2", "--cpu-budget", "0.5"});
   tierctl({"load", "static"});
