@@ -21,6 +21,8 @@
 
 namespace hypertier::test {
 
+bool read_bits = false;
+
 Bits::Bits() : object_(bpf_object__open_file((build_dir + "/bpf/abit.bpf.o").c_str(), nullptr)) {
   if (!object_ || bpf_object__load(object_)) throw std::runtime_error("abit.bpf.o does not load");
   bpf_map* map = bpf_object__find_map_by_name(object_, "checks");
@@ -124,6 +126,7 @@ TEST_F(AccessedBits, TellReclaimWhatTheyToldBefore) {
   Memory memory(kHuge, kSlowNode);
   write_file("/proc/self/clear_refs", "1");
   EXPECT_EQ(referenced_kib(memory.data()), 0u);
+  drop_tlb(memory);  // clear_refs does not flush either
   for (std::size_t page = 0; page < 128; page++) memory.data()[page * kPage] = 2;
   ASSERT_EQ(referenced_kib(memory.data()), 128u * 4);
   bits_.add(getpid(), memory.data(), memory.bytes());

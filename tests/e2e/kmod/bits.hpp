@@ -10,6 +10,8 @@ struct bpf_object;
 
 namespace hypertier::test {
 
+extern bool read_bits;  // of the integrity test: all the time, meanwhile
+
 // abit.bpf.o: granules whose accessed bits are cleared, then tested.
 class Bits {
  public:

@@ -10,7 +10,7 @@ SETTING(bool, flag, true);
 SEC("struct_ops/settings_classify")
 void BPF_PROG(settings_classify, struct tier_range *range, struct tier_scope *scope)
 {
-	range->heat = flag ? small + (__u32)large + signed_one : 0;
+	range->heat = small + (flag ? (__u32)large + signed_one : 0);
 }
 
 HYPERTIER_POLICY(settings, .classify = (void *)settings_classify, .epoch_ms = 50);
