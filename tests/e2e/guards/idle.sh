@@ -10,8 +10,8 @@ check "load" tierctl load hyperplace
 wait_until 60 at_least_epoch 6 || fail_check "no epochs"
 
 # Nanoseconds on a CPU, user and kernel, of all threads of tierd.
-ran_ns() { cat /proc/$tierd_pid/task/*/schedstat | awk '{ sum += $1 } END { printf "%d\n", sum }'; }
-now_ns() { awk '{ printf "%d\n", $1 * 1e9 }' /proc/uptime; }
+ran_ns() { cat /proc/$tierd_pid/task/*/schedstat | awk '{ sum += $1 } END { printf "%.0f\n", sum }'; }
+now_ns() { awk '{ printf "%.0f\n", $1 * 1e9 }' /proc/uptime; }
 before_ns=$(ran_ns) start_ns=$(now_ns)
 epochs=$(counter epochs_total) flushes=$(counter flush_calls_total)
 promoted=$(counter promoted_pages_total) demoted=$(counter demoted_pages_total)
