@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -14,6 +15,13 @@
 namespace bench {
 
 using nlohmann::json;
+
+// As printf, at most 511 characters.
+inline std::string format(const char* pattern, auto... values) {
+  char text[512];
+  std::snprintf(text, sizeof text, pattern, values...);
+  return text;
+}
 
 // One cell: what its JSON says, digested.
 struct Cell {

@@ -9,12 +9,6 @@
 namespace bench {
 namespace {
 
-std::string format(const char* pattern, auto... values) {
-  char text[512];
-  std::snprintf(text, sizeof text, pattern, values...);
-  return text;
-}
-
 struct Spread {
   double mean = 0, low = 0, high = 0;
   size_t count = 0;

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <csignal>
-#include <cstdarg>
 #include <cstdio>
 #include <filesystem>
 
@@ -21,18 +20,7 @@ namespace {
 constexpr uint64_t kEpochs = 60;             // the bound of the project's goal
 constexpr uint64_t kEpochAccesses = 650000;  // about half a second of the guest's clock
 
-int failed = 0;
-
-[[gnu::format(printf, 2, 3)]] void check(bool ok, const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::printf("%s ", ok ? "  ok  " : "  FAIL");
-  std::vprintf(format, arguments);
-  std::printf("\n");
-  std::fflush(stdout);
-  va_end(arguments);
-  failed += !ok;
-}
+Checks checks;
 
 // A tierd of our own, with what it is told.
 class Tierd {
@@ -103,20 +91,20 @@ void abit_test(const Hotset& set, uint64_t seed) {
   std::printf("      sampling %s\n", status.at("sampling").dump().c_str());
   const json& sampling = status.at("sampling");
   const double share = sampling.at("cpu_share"), share_max = sampling.at("cpu_share_max");
-  check(status.at("source") == "abit", "the source is %s", status.at("source").get<std::string>().c_str());
+  checks.that(status.at("source") == "abit", "the source is %s", status.at("source").get<std::string>().c_str());
   if (set.bound > 0)
-    check(ratio >= set.bound * best, "true hit ratio %.3f, %.3f of the best possible (%.3f), which needs %.2f within %llu epochs: 0.90 after %llu",
+    checks.that(ratio >= set.bound * best, "true hit ratio %.3f, %.3f of the best possible (%.3f), which needs %.2f within %llu epochs: 0.90 after %llu",
           ratio, ratio / best, best, set.bound, ull(kEpochs), ull(reached));
   else
     std::printf("      true hit ratio %.3f, %.3f of the best possible (%.3f) after %llu epochs\n", ratio, ratio / best, best, ull(epoch));
-  check(share <= share_max, "reading bits takes %.3f %% of all CPUs' time, of %.3f %%", 100 * share, 100 * share_max);
+  checks.that(share <= share_max, "reading bits takes %.3f %% of all CPUs' time, of %.3f %%", 100 * share, 100 * share_max);
   // The thread that reads has its own name: its flushes are not the mover's.
   const auto own = flushes.by("tierd-abit");
-  check(own.calls == 0 && own.flushes == 0, "it asked for %llu TLB flushes, %llu were done", ull(own.calls), ull(own.flushes));
+  checks.that(own.calls == 0 && own.flushes == 0, "it asked for %llu TLB flushes, %llu were done", ull(own.calls), ull(own.flushes));
   const auto done = counters();
   std::printf("      pages moved: %llu up, %llu down; the mover's flushes %llu\n", ull(done.promoted), ull(done.demoted), ull(flushes.by("tierd").calls));
   tierctl({"unload"});
-  check(hotset.ask("stop", "stopped").at("ok") && hotset.wait() == 0, "no byte of 384 MiB wrong, no write lost");
+  checks.that(hotset.ask("stop", "stopped").at("ok") && hotset.wait() == 0, "no byte of 384 MiB wrong, no write lost");
 }
 
 // -------------------------------------------------------------- rate control
@@ -141,7 +129,7 @@ void rate_test() {
   tierctl({"load", "static"});
   json sampling = tierctl({"status"}).at("sampling");
   const uint64_t start = sampling.at("period");
-  check(start <= 16, "the period starts at %llu, far too low", ull(start));
+  checks.that(start <= 16, "the period starts at %llu, far too low", ull(start));
   std::printf("      period after each epoch's worth:");
   for (int i = 0; i < 16; ++i) {
     seconds(hotset, kEpochAccesses);
@@ -151,16 +139,16 @@ void rate_test() {
   }
   std::printf("\n      %s\n", sampling.dump().c_str());
   const uint64_t period = sampling.at("period");
-  check(period > start, "it is %llu now", ull(period));
-  check(period >= sampling.at("period_min") && period <= sampling.at("period_max"), "which is within its bounds, %llu to %llu",
+  checks.that(period > start, "it is %llu now", ull(period));
+  checks.that(period >= sampling.at("period_min") && period <= sampling.at("period_max"), "which is within its bounds, %llu to %llu",
         ull(sampling.at("period_min")), ull(sampling.at("period_max")));
-  check(sampling.at("cpu_share") <= 1.2 * budget, "sampling takes %.3f %% of all CPUs' time by its own account, of %.3f %%",
+  checks.that(sampling.at("cpu_share") <= 1.2 * budget, "sampling takes %.3f %% of all CPUs' time by its own account, of %.3f %%",
         100 * sampling.at("cpu_share").get<double>(), 100 * budget);
   // What the workload lost, whoever took it: the interrupts, the sampler, tierd.
   const double sampled = seconds(hotset, 8 * kEpochAccesses);
   const double lost = (sampled - unsampled) / sampled / static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN));
   std::printf("      the workload's accesses took %.3f s without, %.3f s with it: %.3f %% of all CPUs' time\n", unsampled, sampled, 100 * lost);
-  check(lost <= 2 * budget, "the workload lost %.3f %% of all CPUs' time to everything of ours, at most %.3f %% is allowed", 100 * lost, 200 * budget);
+  checks.that(lost <= 2 * budget, "the workload lost %.3f %% of all CPUs' time to everything of ours, at most %.3f %% is allowed", 100 * lost, 200 * budget);
   tierctl({"unload"});
   hotset.ask("stop", "stopped");
 }
@@ -180,5 +168,5 @@ int main(int argc, char** argv) {
   if (abit->parsed())
     for (const std::string& piece : pieces) abit_test({piece, piece == "2M" ? 0.9 : 0}, seed);
   if (rate->parsed()) rate_test();
-  return failed ? 1 : 0;
+  return checks.status();
 }

@@ -6,6 +6,7 @@
 
 #include <sys/types.h>
 
+#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <map>
@@ -144,5 +145,24 @@ class FlushCounter {
 
 void write_file(const std::string& path, const std::string& text);  // dies on failure
 std::string read_file(const std::string& path);                    // empty if unreadable
+
+// Says what holds and what does not, and counts it.
+class Checks {
+ public:
+  [[gnu::format(printf, 3, 4)]] void that(bool ok, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    std::printf("%s ", ok ? "  ok  " : "  FAIL");
+    std::vprintf(format, arguments);
+    std::printf("\n");
+    std::fflush(stdout);
+    va_end(arguments);
+    failed_ += !ok;
+  }
+  int status() const { return failed_ ? 1 : 0; }
+
+ private:
+  int failed_ = 0;
+};
 
 }  // namespace e2e

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
 #include <cstdlib>
 
 #include <CLI/CLI.hpp>
@@ -19,24 +18,6 @@ namespace {
 
 constexpr uint64_t kMiB = 1 << 20;
 constexpr uint64_t kEpochs = 40;  // the bound of the project's goal
-
-class Checks {
- public:
-  [[gnu::format(printf, 3, 4)]] void that(bool ok, const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    std::printf("%s ", ok ? "  ok  " : "  FAIL");
-    std::vprintf(format, arguments);
-    std::printf("\n");
-    std::fflush(stdout);
-    va_end(arguments);
-    failed_ += !ok;
-  }
-  int status() const { return failed_ ? 1 : 0; }
-
- private:
-  int failed_ = 0;
-};
 
 std::vector<std::string> settings;  // of hyperplace, for trying others than its own
 
