@@ -48,6 +48,11 @@ struct EngineSettings {
   // How long the result of a walk is taken for true, epochs; a range that pages
   // were moved in is walked again in any case.
   __u32 residency_epochs = 8;
+  // Estimated ranges: most of them, and how often they are drawn anew: every
+  // epoch up to pass_pages pages, less often with more.
+  __u32 max_estimated_ranges = HT_RANGES_MAX;
+  __u64 pass_pages = 1 << 20;
+  __u64 max_pass_epochs = 10;
   // Free room of the fast tier that moves leave to the kernel's allocator, as
   // a share of the tier (TPP keeps 2 %).
   double fast_reserve_share = 0.02;
@@ -66,6 +71,7 @@ struct EpochInput {
   __u64 budget_ns = 0;            // for the policy's callbacks of one run; 0: no bound
   bool moves = true;              // false: classify only (HT_POLICY_NO_MOVES, a dry run)
   __u32 exchange_flags = 0;       // enum ht_exchange_flags
+  bool estimated = false;         // the policy wants estimated ranges (HT_POLICY_ESTIMATED)
   // Called when a classify run ended with a status other than 0. True: another
   // policy is seated by now, run the epoch with that one. False or empty:
   // nothing is moved in this epoch.

@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "adaptive.hpp"
+#include "estimated.hpp"
 
 namespace hypertier {
 namespace {
@@ -21,6 +22,8 @@ constexpr __u32 kHoldMax = 8;
 // How long free room that could not be had is left alone, epochs.
 constexpr __u64 kWithheldEpochs = 32;
 
+constexpr double kSwapSmoothing = 0.1;
+
 __u64 bound_pages(const tier_range& range, const Residency& residency) {
   return residency.known() ? residency.pages() : range.mapped_pages;
 }
@@ -34,8 +37,22 @@ Scope::Scope(Machine& machine, Spaces& spaces, const EngineSettings& settings, _
       cgroup_id_(cgroup_id),
       partition_(std::make_unique<AdaptivePartition>(settings)) {}
 
+// Another kind of ranges starts with what is mapped and no counts.
+void Scope::use(bool estimated) {
+  if (partition_->knows_pages() == estimated) return;
+  if (estimated)
+    partition_ = std::make_unique<EstimatedPartition>(settings_);
+  else
+    partition_ = std::make_unique<AdaptivePartition>(settings_);
+  partition_->begin(epoch_);
+  for (const auto& [id, space] : spaces_.spaces()) partition_->map(id, spaces_.managed(space));
+}
+
 Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochReport& report) {
   epoch_ = epoch;
+  use(input.estimated);
+  partition_->capacity(input.fast_capacity_pages);
+  if (auto done = look(report); !done) return done;
   ranges_ = machine_.ranges().first(partition_->fill(machine_.ranges()));
   for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
   hot_.clear();
@@ -61,6 +78,13 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
   report.scope.processes = static_cast<__u32>(spaces_.processes().size());
   report.scope.cpus = input.cpus;
   report.scope.period = input.period;
+  const Trial trial = partition_->trial();
+  report.scope.trial_pages[HT_TIER_FAST] = trial.cold_pages;
+  report.scope.trial_pages[HT_TIER_SLOW] = trial.hot_pages;
+  report.scope.trial_hits[HT_TIER_FAST] = trial.cold_hits;
+  report.scope.trial_hits[HT_TIER_SLOW] = trial.hot_hits;
+  report.scope.swap_ns = static_cast<__u64>(swap_ns_);
+  partition_->clear_trial();
   report.ranges_visited += ranges_.size();
 
   auto classified = classify(input, report);
@@ -150,10 +174,60 @@ bool Scope::fresh(const Residency& residency) const {
   return residency.known() && !residency.moved && epoch_ - residency.walked_epoch < settings_.residency_epochs;
 }
 
+// What a partition lists itself costs no walk.
+std::size_t Scope::walk_batch() const { return partition_->knows_pages() ? HT_RANGES_MAX : kWalkBatch; }
+
+// Where pages are, for a partition that keeps track of it.
+Result<> Scope::look(EpochReport& report) {
+  std::vector<Partition::Span> spans = partition_->to_walk(walk_share());
+  for (std::size_t done = 0; done < spans.size();) {
+    ht_walks_run& run = machine_.walks();
+    run.nr = 0;
+    run.pages_used = 0;
+    run.ns = 0;
+    std::vector<std::size_t> walked;
+    __u64 budget = walk_share();
+    for (; done < spans.size() && run.nr < HT_WALKS_MAX; ++done) {
+      auto space = spaces_.spaces().find(spans[done].space);
+      if (space == spaces_.spaces().end()) continue;
+      __u64 pages = (spans[done].end - spans[done].start) >> HT_PAGE_SHIFT;
+      ht_walk& w = run.walk[run.nr++];
+      w = {};
+      w.space = spans[done].space;
+      w.start = spans[done].start;
+      w.end = spans[done].end;
+      w.pid = space->second.pids.front();
+      w.list_tier = HT_TIERS;
+      w.list_max_pages = static_cast<__u32>(std::max<__u64>(1, std::min(pages, budget)));
+      budget -= std::min(pages, budget);
+      walked.push_back(done);
+    }
+    if (!run.nr) break;
+    if (auto walks = machine_.run_walks(); !walks) return walks;
+    report.walks += run.nr;
+    report.walk_ns += run.ns;
+    report.pages_listed += run.pages_used;
+    for (std::size_t i = 0; i < walked.size(); ++i) {
+      const ht_walk& w = run.walk[i];
+      if (w.error && w.error != -ENOSPC) {
+        spaces_.urgent(w.space);
+        continue;
+      }
+      partition_->walked(spans[walked[i]], w.next, machine_.pages().subspan(w.list_first, w.list_count));
+    }
+  }
+  return {};
+}
+
 // Walks ranges, given by rank, each from where its last walk stopped, and lists
 // pages of one tier in that order.
 Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 list_max_pages,
                      std::vector<Listed>& listed, EpochReport& report) {
+  if (partition_->knows_pages()) {
+    for (std::size_t r : ranks)
+      if (listed.size() < list_max_pages) partition_->list(ranked_[r], tier, list_max_pages, listed);
+    return {};
+  }
   ht_walks_run& run = machine_.walks();
   run.nr = 0;
   run.pages_used = 0;
@@ -221,6 +295,7 @@ Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 lis
 // range at the cut takes part with the pages that still fit: otherwise a range
 // larger than the tier would leave it to colder ones.
 Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
+  const std::size_t batch_size = walk_batch();
   const __u64 capacity = input.fast_capacity_pages;
   const __u64 want = kOverplan * budget_pages_;
   __u64 resident = 0;
@@ -232,7 +307,7 @@ Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
   for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
     std::vector<std::size_t> batch;
     std::size_t end = cut_;
-    for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < kWalkBatch; ++end) {
+    for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < batch_size; ++end) {
       const Residency& residency = partition_->residency(ranked_[end]);
       bool wanted_now = held(residency) ? !residency.known() : !fresh(residency) || residency.tier_pages[HT_TIER_SLOW];
       if (wanted_now) batch.push_back(end);
@@ -272,6 +347,7 @@ Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
 
 // From the coldest up until as many pages are found as are to be promoted.
 Result<> Scope::select_cold(EpochReport& report) {
+  const std::size_t batch_size = walk_batch();
   __u64 need = 0;
   for (const Listed& listed : hot_) need += listed.pages();
   const __u32 hottest = ranges_[hot_.front().range].heat;
@@ -279,7 +355,7 @@ Result<> Scope::select_cold(EpochReport& report) {
   __u64 found = 0;
   for (int round = 0; round < kWalkRounds && found < need; ++round) {
     std::vector<std::size_t> batch;
-    for (__u64 bound = found; rank > 0 && bound < need && batch.size() < kWalkBatch; --rank) {
+    for (__u64 bound = found; rank > 0 && bound < need && batch.size() < batch_size; --rank) {
       const __u32 index = ranked_[rank - 1];
       if (ranges_[index].heat >= hottest) break;
       ++report.ranges_visited;
@@ -310,50 +386,71 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   std::span<tier_pair> pairs = machine_.admits();
   std::unordered_map<__u64, std::size_t> groups;
   auto key = [](const PlanEntry& entry) { return __u64{entry.hot_range} << 32 | entry.cold_range; };
-  std::size_t kept = 0;
+  std::vector<tier_pair> asked;
+  std::vector<std::size_t> group_of;
+  group_of.reserve(plan.size());
   for (const PlanEntry& entry : plan) {
     auto [group, added] = groups.try_emplace(key(entry), groups.size());
     if (added) {
-      if (groups.size() > HT_ADMITS_MAX) {  // lowest in rank: another epoch
-        groups.erase(group);
-        break;
-      }
-      tier_pair& pair = pairs[group->second];
-      pair = {};
+      tier_pair& pair = asked.emplace_back();
       pair.hot = ranges_[entry.hot_range];
+      pair.hot.action = TIER_KEEP;
       if (entry.cold_range != kNoRange) pair.cold = ranges_[entry.cold_range];
     }
-    pairs[group->second].pages += static_cast<__u32>(std::max(entry.hot_pages(), entry.cold_pages()));
-    ++kept;
+    asked[group->second].pages += static_cast<__u32>(std::max(entry.hot_pages(), entry.cold_pages()));
+    group_of.push_back(group->second);
   }
-  plan.resize(kept);
+  for (std::size_t first = 0; first < asked.size(); first += HT_ADMITS_MAX) {
+    ht_run run{};
+    run.scope = report.scope;
+    run.budget_ns = input.budget_ns;
+    run.nr = static_cast<__u32>(std::min<std::size_t>(asked.size() - first, HT_ADMITS_MAX));
+    std::copy_n(asked.begin() + static_cast<std::ptrdiff_t>(first), run.nr, pairs.begin());
+    if (auto done = machine_.run_admit(run); !done) return std::unexpected(done.error());
+    report.policy_ns += run.policy_ns;
+    if (run.status) {
+      report.policy_status = run.status;
+      if (input.policy_failed) input.policy_failed(run);
+      return false;
+    }
+    for (__u32 i = 0; i < run.nr; ++i) {
+      asked[first + i].admitted = pairs[i].admitted;
+      asked[first + i].hot.action = pairs[i].hot.action;
+    }
+  }
 
-  ht_run run{};
-  run.scope = report.scope;
-  run.budget_ns = input.budget_ns;
-  run.nr = static_cast<__u32>(groups.size());
-  if (auto done = machine_.run_admit(run); !done) return std::unexpected(done.error());
-  report.policy_ns += run.policy_ns;
-  if (run.status) {
-    report.policy_status = run.status;
-    if (input.policy_failed) input.policy_failed(run);
-    return false;
+  // What moves, and what the policy would move if moves paid, is on trial: both
+  // sides are watched for an epoch as they stand now.
+  __u64 tried = 0;
+  for (std::size_t i = 0; i < plan.size() && tried < budget_pages_; ++i) {
+    const PlanEntry& entry = plan[i];
+    const tier_pair& pair = asked[group_of[i]];
+    if (!pair.admitted && pair.hot.action != TIER_TRY) continue;
+    if (entry.hot) partition_->try_pages(ranges_[entry.hot_range].space, entry.hot, HT_TIER_SLOW);
+    if (entry.cold) partition_->try_pages(ranges_[entry.cold_range].space, entry.cold, HT_TIER_FAST);
+    tried += entry.hot_pages();
   }
+
   std::unordered_map<__u32, bool> taken;  // by hot range: is any of it admitted?
-  for (const PlanEntry& entry : plan) taken[entry.hot_range] |= pairs[groups.find(key(entry))->second].admitted != 0;
+  for (std::size_t i = 0; i < plan.size(); ++i) taken[plan[i].hot_range] |= asked[group_of[i]].admitted != 0;
   for (auto [range, any] : taken) {
     Residency& residency = partition_->residency(range);
     residency.hold_epochs = any ? 0 : std::clamp(2 * residency.hold_epochs, 1u, kHoldMax);
     residency.held_until_epoch = epoch_ + 1 + residency.hold_epochs;
   }
-  std::erase_if(plan, [&](const PlanEntry& entry) {
-    if (pairs[groups.find(key(entry))->second].admitted) return false;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < plan.size(); ++i) {
+    const PlanEntry& entry = plan[i];
+    if (asked[group_of[i]].admitted) {
+      plan[kept++] = entry;
+      continue;
+    }
     report.refused_pages += entry.hot_pages();
     result(entry.hot_range).refused_pages += static_cast<__u32>(entry.hot_pages());
     if (entry.cold_range != kNoRange)
       result(entry.cold_range).refused_pages += static_cast<__u32>(entry.cold_pages());
-    return true;
-  });
+  }
+  plan.resize(kept);
   return true;
 }
 
@@ -413,6 +510,7 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
         (pair.hot_result == HT_MOVE_DONE ? hot.promoted_pages : hot.failed_pages) +=
             static_cast<__u32>(entry.hot_pages());
         partition_->residency(entry.hot_range).moved = true;
+        partition_->placed(pair.hot_space, entry.hot, static_cast<ht_move_result>(pair.hot_result), HT_TIER_FAST);
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
           withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
           withheld_until_epoch_ = epoch_ + kWithheldEpochs;
@@ -423,6 +521,7 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
         (pair.cold_result == HT_MOVE_DONE ? cold.demoted_pages : cold.failed_pages) +=
             static_cast<__u32>(entry.cold_pages());
         partition_->residency(entry.cold_range).moved = true;
+        partition_->placed(pair.cold_space, entry.cold, static_cast<ht_move_result>(pair.cold_result), HT_TIER_SLOW);
       }
     }
     ht_exchange_run& sum = report.moved;
@@ -439,6 +538,10 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
     promoted += run.promoted_pages;
     demoted += run.demoted_pages;
     next = end;
+  }
+  if (__u64 pages = report.moved.promoted_pages + report.moved.demoted_pages) {
+    double ns = 2 * static_cast<double>(report.moved.ns) / static_cast<double>(pages);
+    swap_ns_ = swap_ns_ == 0 ? ns : swap_ns_ + kSwapSmoothing * (ns - swap_ns_);
   }
   return {};
 }

@@ -4,6 +4,7 @@
 // scopes can run beside each other.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <vector>
@@ -34,6 +35,10 @@ class Scope {
   [[nodiscard]] Result<> select_cold(EpochReport& report);
   [[nodiscard]] Result<> walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report);
+  void use(bool estimated);
+  [[nodiscard]] Result<> look(EpochReport& report);
+  std::size_t walk_batch() const;
+  __u64 walk_share() const { return std::min<__u64>(settings_.max_walk_pages / 4, HT_PAGES_MAX); }
   bool fresh(const Residency& residency) const;
   bool held(const Residency& residency) const { return epoch_ < residency.held_until_epoch; }
   [[nodiscard]] Result<bool> admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report);
@@ -45,6 +50,7 @@ class Scope {
   const EngineSettings& settings_;
   const __u64 cgroup_id_;
   std::unique_ptr<Partition> partition_;
+  double swap_ns_ = 0;  // measured cost of a pair of 4 KiB moves, smoothed; 0: none yet
   std::vector<tier_range> last_;
   // Free pages of the fast tier that the kernel would not give out when asked,
   // because of its watermarks, and when to ask again.

@@ -250,6 +250,7 @@ Result<> Tiering::epoch(std::optional<PolicyExit>& ejected) {
   input.period = static_cast<std::uint32_t>(std::min<std::uint64_t>(source_.period, UINT32_MAX));
   input.budget_ns = static_cast<std::uint64_t>(epoch_ms()) * 1'000'000ULL;
   input.moves = (policy_.info().flags & HT_POLICY_NO_MOVES) == 0;
+  input.estimated = (policy_.info().flags & HT_POLICY_ESTIMATED) != 0;
   input.policy_failed = [&](const ht_run& run) { return eject(run, ejected); };
 
   auto report = engine_->epoch(input);

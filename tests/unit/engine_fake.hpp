@@ -225,7 +225,7 @@ class FakeMachine : public Machine {
       __u64 listed = 0;
       auto& pages = found->second.pages;
       for (auto p = pages.lower_bound(w.start); p != pages.end() && p->first < w.end; ++p) {
-        bool list = p->second.tier == w.list_tier;
+        bool list = p->second.tier == w.list_tier || w.list_tier == HT_TIERS;
         if (list && run.pages_used == HT_PAGES_MAX) {
           w.error = -ENOSPC;
           w.next = p->first;
@@ -240,7 +240,8 @@ class FakeMachine : public Machine {
         w.tier_pages[p->second.tier] += n;
         if (p->second.order >= 9) w.huge_pages += n;
         if (!list) continue;
-        pages_[run.pages_used++] = p->first | p->second.order | (p->second.file ? HT_PAGE_FILE : 0);
+        pages_[run.pages_used++] = p->first | p->second.order | (p->second.file ? HT_PAGE_FILE : 0) |
+                                   (w.list_tier == HT_TIERS && p->second.tier == HT_TIER_FAST ? HT_PAGE_FAST : 0);
         ++w.list_count;
         listed += n;
       }
