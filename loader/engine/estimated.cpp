@@ -94,6 +94,11 @@ void EstimatedPartition::fold(const ht_granule& granule, const Stray& stray) {
   estimate_.add(g, pages.data());
 }
 
+__u64 EstimatedPartition::close(__u64 fast_pages) {
+  top_pages_ = std::max<__u64>(1, fast_pages);
+  return bits_.count(fast_pages, [this](const ht_granule& granule) { fold(granule, [](__u64, __u32) {}); });
+}
+
 void EstimatedPartition::look_again(__u64 space, __u64 granule) {
   const Span span{space, granule << HT_GRANULE_SHIFT, (granule + 1) << HT_GRANULE_SHIFT};
   if (fresh_.empty() || fresh_.back().span.space != space || fresh_.back().span.start != span.start)
@@ -104,6 +109,7 @@ void EstimatedPartition::look_again(__u64 space, __u64 granule) {
 // new is walked first.
 void EstimatedPartition::map(__u64 space, std::span<const ht_mapping> wanted) {
   remapped_ = true;
+  bits_.keep(space, wanted);
   std::vector<Mapping> old;
   if (auto s = spaces_.find(space); s != spaces_.end()) old = std::move(s->second);
   std::vector<Mapping> now;
@@ -181,7 +187,7 @@ std::vector<Partition::Span> EstimatedPartition::to_walk(__u64 budget_pages) {
     if (s->first != turn_space_) turn_address_ = 0;
     turn_space_ = s->first;
     for (const Mapping& m : s->second) {
-      if (m.end <= turn_address_) continue;
+      if (m.end <= turn_address_ || m.made_epoch == epoch_) continue;
       __u64 start = std::max(m.start, turn_address_);
       take(s->first, start, m.end, budget);
       turn_address_ = m.end;

@@ -8,6 +8,7 @@
 #include <map>
 #include <vector>
 
+#include "bits.hpp"
 #include "engine.hpp"
 #include "estimate.hpp"
 #include "partition.hpp"
@@ -20,6 +21,9 @@ class EstimatedPartition final : public Partition {
 
   void begin(__u64 epoch) override;
   void fold(const ht_granule& granule, const Stray& stray) override;
+  void fold(const ht_bits& bits) override { bits_.fold(bits); }
+  __u64 close(__u64 fast_pages) override;
+  __u64 bits_interval_ns() const override { return bits_.interval_ns(); }
   void map(__u64 space, std::span<const ht_mapping> mappings) override;
   void drop(__u64 space) override;
   std::size_t fill(std::span<tier_range> out) override;
@@ -27,7 +31,6 @@ class EstimatedPartition final : public Partition {
   Adapted adapt(std::span<const tier_range> answers) override;
 
   bool knows_pages() const override { return true; }
-  void capacity(__u64 fast_pages) override { top_pages_ = std::max<__u64>(1, fast_pages); }
   std::vector<Span> to_walk(__u64 pages) override;
   void walked(const Span& span, __u64 next, std::span<const ht_page_t> pages) override;
   void list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) override;
@@ -83,6 +86,7 @@ class EstimatedPartition final : public Partition {
 
   const EngineSettings& settings_;
   Estimate estimate_;
+  BitRates bits_{true};
   __u64 epoch_ = 0;
   __u64 passed_epoch_ = 0;
   __u64 top_pages_ = 1;

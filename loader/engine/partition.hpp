@@ -92,8 +92,6 @@ class Partition {
     __u64 end = 0;
   };
   virtual bool knows_pages() const { return false; }
-  // What the fast tier may hold; before fill.
-  virtual void capacity(__u64 /*fast_pages*/) {}
   // Each within one mapping, about so many pages in all.
   virtual std::vector<Span> to_walk(__u64 /*pages*/) { return {}; }
   // The walk of a span ended at next; pages of both tiers, by address.

@@ -38,20 +38,20 @@ Scope::Scope(Machine& machine, Spaces& spaces, const EngineSettings& settings, _
       partition_(std::make_unique<AdaptivePartition>(settings)) {}
 
 // Another kind of ranges starts with what is mapped and no counts.
-void Scope::use(bool estimated) {
-  if (partition_->knows_pages() == estimated) return;
-  if (estimated)
+void Scope::use(const EpochInput& input) {
+  if (partition_->knows_pages() == input.estimated) return;
+  if (input.estimated)
     partition_ = std::make_unique<EstimatedPartition>(settings_);
   else
     partition_ = std::make_unique<AdaptivePartition>(settings_);
   partition_->begin(epoch_);
   for (const auto& [id, space] : spaces_.spaces()) partition_->map(id, spaces_.managed(space));
+  partition_->close(input.fast_capacity_pages);
 }
 
 Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochReport& report) {
   epoch_ = epoch;
-  use(input.estimated);
-  partition_->capacity(input.fast_capacity_pages);
+  use(input);
   if (auto done = look(report); !done) return done;
   ranges_ = machine_.ranges().first(partition_->fill(machine_.ranges()));
   for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
@@ -159,15 +159,12 @@ Result<bool> Scope::classify(const EpochInput& input, EpochReport& report) {
 // Heat decides; among equals the younger, then the address, so that the same
 // input always gives the same plan.
 void Scope::rank() {
-  ranked_.resize(ranges_.size());
-  for (__u32 i = 0; i < ranked_.size(); ++i) ranked_[i] = i;
-  std::sort(ranked_.begin(), ranked_.end(), [this](__u32 a, __u32 b) {
-    const tier_range& x = ranges_[a];
-    const tier_range& y = ranges_[b];
-    if (x.heat != y.heat) return x.heat > y.heat;
-    if (x.age_epochs != y.age_epochs) return x.age_epochs < y.age_epochs;
-    return a < b;
-  });
+  std::vector<std::pair<__u64, __u32>> keys(ranges_.size());
+  for (__u32 i = 0; i < keys.size(); ++i)
+    keys[i] = {__u64{~ranges_[i].heat} << 32 | ranges_[i].age_epochs, i};
+  std::sort(keys.begin(), keys.end());
+  ranked_.resize(keys.size());
+  std::transform(keys.begin(), keys.end(), ranked_.begin(), [](const auto& key) { return key.second; });
 }
 
 bool Scope::fresh(const Residency& residency) const {

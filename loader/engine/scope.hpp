@@ -35,7 +35,7 @@ class Scope {
   [[nodiscard]] Result<> select_cold(EpochReport& report);
   [[nodiscard]] Result<> walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report);
-  void use(bool estimated);
+  void use(const EpochInput& input);
   [[nodiscard]] Result<> look(EpochReport& report);
   std::size_t walk_batch() const;
   __u64 walk_share() const { return std::min<__u64>(settings_.max_walk_pages / 4, HT_PAGES_MAX); }

@@ -15,6 +15,7 @@
 #include <set>
 #include <vector>
 
+#include "../../policies/heattree.h"
 #include "../../policies/hyperplace.h"
 #include "engine/engine.hpp"
 
@@ -103,12 +104,15 @@ class FakeMachine : public Machine {
     in.slow_free_pages = size_pages[HT_TIER_SLOW] - used(HT_TIER_SLOW);
     in.cpus = 2;
     in.period = 64;
+    in.estimated = estimated;
     return in;
   }
 
   // ------------------------------------------------------------- the policy
   std::function<void(tier_range&, const tier_scope&)> classify = [](tier_range&, const tier_scope&) {};
-  std::function<bool(const tier_range&, const tier_range&)> admit;
+  std::function<void(const tier_scope&)> epoch_begin;
+  std::function<bool(tier_range&, const tier_range&)> admit;
+  bool estimated = false;  // the policy's flag
   std::function<void(const tier_result&)> moved;
   int classify_status = 0;
 
@@ -117,9 +121,22 @@ class FakeMachine : public Machine {
       r.heat = hyperplace_heat(&r, &settings);
       r.action = hyperplace_action(&r, scope.cpus, &settings);
     };
-    admit = [settings](const tier_range& hot, const tier_range& cold) {
+    admit = [settings](tier_range& hot, const tier_range& cold) {
       return hyperplace_admit(&hot, &cold, &settings) != 0;
     };
+    epoch_begin = {};
+    estimated = false;
+  }
+
+  heattree_trial trial{};
+  void use_heattree(heattree_settings settings = HEATTREE_DEFAULTS) {
+    trial = {};
+    epoch_begin = [this, settings](const tier_scope& scope) { heattree_judge(&trial, &scope, &settings); };
+    classify = [](tier_range& r, const tier_scope&) { r.heat = heattree_heat(&r); };
+    admit = [this, settings](tier_range& hot, const tier_range& cold) {
+      return heattree_admit(&hot, &cold, &trial, &settings) != 0;
+    };
+    estimated = true;
   }
 
   // --------------------------------------------------------------- counters
@@ -177,6 +194,7 @@ class FakeMachine : public Machine {
     run.status = classify_status;
     if (run.status) return {};
     run.generation = 1;
+    if (epoch_begin) epoch_begin(run.scope);
     for (__u32 i = 0; i < run.nr; ++i) {
       tier_range before = ranges_[i];
       classify(ranges_[i], run.scope);
