@@ -50,7 +50,7 @@ struct EngineSettings {
   __u32 residency_epochs = 8;
   // Estimated ranges: most of them, and how often they are drawn anew: every
   // epoch up to pass_pages pages, less often with more.
-  __u32 max_estimated_ranges = HT_RANGES_MAX;
+  __u32 max_estimated_ranges = HT_RANGES_MAX / 2;
   __u64 pass_pages = 1 << 20;
   __u64 max_pass_epochs = 10;
   // Free room of the fast tier that moves leave to the kernel's allocator, as

@@ -15,6 +15,10 @@ constexpr __u32 kOrderHuge = 9;
 // moved by itself is not taken for where it was for longer.
 constexpr __u64 kWalkTurnEpochs = 64;
 constexpr __u64 kWalkMinPages = 4096;
+// How often finer ranges are tried.
+constexpr __u64 kFinerEpochs = 16;
+// The top set is at least this part of what the fast tier may hold.
+constexpr __u64 kTopMin = 16;
 
 // Rates of a tier_range are in 1/64 samples per epoch and GiB.
 constexpr double kRateUnit = 64.0 * (1 << 18);
@@ -95,7 +99,8 @@ void EstimatedPartition::fold(const ht_granule& granule, const Stray& stray) {
 }
 
 __u64 EstimatedPartition::close(__u64 fast_pages) {
-  top_pages_ = std::max<__u64>(1, fast_pages);
+  // What others hold of the tier is not to be had.
+  top_pages_ = std::max<__u64>(1, std::clamp(in_fast_pages_, fast_pages / kTopMin, fast_pages));
   return bits_.count(fast_pages, [this](const ht_granule& granule) { fold(granule, [](__u64, __u32) {}); });
 }
 
@@ -421,8 +426,8 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
 
 void EstimatedPartition::draw() {
   static constexpr std::array<Grain, 10> kGrains = {{{1.25F, 256, 1},
-                                                     {1.25F, 8, 1},
-                                                     {1.25F, 3, 1},
+                                                     {1.25F, 16, 1},
+                                                     {1.25F, 4, 1},
                                                      {1.6F, 3, 1},
                                                      {2, 2, 1},
                                                      {1.25F, 8, 16},
@@ -430,7 +435,7 @@ void EstimatedPartition::draw() {
                                                      {1.25F, 64, 512},
                                                      {2, 4, 512},
                                                      {2, 1.5F, 512}}};
-  if (grain_ && runs_.size() < settings_.max_estimated_ranges / 4) --grain_;
+  if (grain_ && epoch_ % kFinerEpochs == 0 && runs_.size() < settings_.max_estimated_ranges / 2) --grain_;
   while (!build(kGrains[grain_], settings_.max_estimated_ranges) && grain_ + 1 < kGrains.size()) ++grain_;
 }
 
@@ -457,6 +462,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
   remapped_ = false;
 
   residencies_.assign(runs_.size(), {});
+  in_fast_pages_ = 0;
   const double unit = static_cast<double>(estimate_.unit());
   const Estimate::Granule* at = nullptr;  // many runs lie in one granule
   __u64 at_granule = HT_UNKNOWN64;
@@ -507,6 +513,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
     }
     for (int t = 0; t < HT_TIERS; ++t) o.tier_pages[t] = residency.tier_pages[t] = tiers[t];
     residency.walked_epoch = epoch_;
+    in_fast_pages_ += tiers[HT_TIER_FAST];
     if (residency.huge_pages * 2 > residency.pages()) o.flags |= TIER_RANGE_HUGE;
     for (int s = 0; s < Estimate::kScales; ++s) o.count[s + 1] = saturated(count[s] * (1 << HT_COUNT_SHIFT));
     o.left_count = o.right_count = HT_UNKNOWN32;

@@ -90,6 +90,7 @@ class EstimatedPartition final : public Partition {
   __u64 epoch_ = 0;
   __u64 passed_epoch_ = 0;
   __u64 top_pages_ = 1;
+  __u64 in_fast_pages_ = 0;  // as of the last fill
   __u32 next_id_ = 1;
   std::map<__u64, std::vector<Mapping>> spaces_;
   std::vector<Run> runs_;
