@@ -17,9 +17,9 @@ struct Cut : Rig {
   Cut(__u64 granules, __u32 ranges) : Rig(limits(ranges)) {
     machine.map(kSpace, kBase, kBase + granules * HT_GRANULE_SIZE);
     start(10, kSpace);
-    machine.classify = [](tier_range& r, const tier_scope&) { r.action = TIER_SPLIT; };
+    policy.classify = [](tier_range& r, const tier_scope&) { r.action = TIER_SPLIT; };
     while (run().scope.ranges < ranges) continue;
-    machine.classify = [](tier_range& r, const tier_scope&) { r.heat = r.samples; };
+    policy.classify = [](tier_range& r, const tier_scope&) { r.heat = r.samples; };
   }
   static EngineSettings limits(__u32 ranges) {
     EngineSettings settings;

@@ -24,6 +24,7 @@
 #include "../policies/heattree.h"
 #include "../policies/hyperplace.h"
 #include "engine/engine.hpp"
+#include "engine/scope.hpp"
 
 namespace hypertier {
 namespace {
@@ -227,20 +228,12 @@ const std::vector<std::string> kWorkloads = {"hot2m", "hot64k",  "hot4k",    "ho
 
 // ---------------------------------------------------------------- the machine
 
-// One process, its memory in two tiers, a policy's rules run natively.
+// One process, its memory in two tiers.
 class Memory final : public Machine {
  public:
   explicit Memory(__u64 pages) : tier(pages, HT_TIER_SLOW) {}
 
   std::vector<__u8> tier;
-  hyperplace_settings hyperplace = HYPERPLACE_DEFAULTS;
-  heattree_settings heattree = HEATTREE_DEFAULTS;
-  heattree_trial trial{};
-  bool tree = false;
-
-  std::span<tier_range> ranges() override { return ranges_; }
-  std::span<tier_pair> admits() override { return admits_; }
-  std::span<tier_result> results() override { return results_; }
   ht_spaces_run& spaces() override { return *spaces_; }
   std::span<const ht_mapping> mappings() override { return {&mapping_, 1}; }
   ht_walks_run& walks() override { return *walks_; }
@@ -261,27 +254,6 @@ class Memory final : public Machine {
     }
     return {};
   }
-  Result<> run_classify(ht_run& run) override {
-    if (tree) heattree_judge(&trial, &run.scope, &heattree);
-    for (__u32 i = 0; i < run.nr; ++i) {
-      tier_range& r = ranges_[i];
-      if (tree) {
-        r.heat = heattree_heat(&r);
-      } else {
-        r.heat = hyperplace_heat(&r, &hyperplace);
-        r.action = hyperplace_action(&r, run.scope.cpus, &hyperplace);
-      }
-    }
-    return {};
-  }
-  Result<> run_admit(ht_run& run) override {
-    for (__u32 i = 0; i < run.nr; ++i) {
-      tier_pair& p = admits_[i];
-      p.admitted = tree ? heattree_admit(&p.hot, &p.cold, &trial, &heattree) : hyperplace_admit(&p.hot, &p.cold, &hyperplace);
-    }
-    return {};
-  }
-  Result<> run_moved(ht_run&) override { return {}; }
   Result<> run_walks() override {
     walks_->pages_used = 0;
     for (__u32 i = 0; i < walks_->nr; ++i) {
@@ -322,14 +294,55 @@ class Memory final : public Machine {
   }
 
  private:
-  std::vector<tier_range> ranges_ = std::vector<tier_range>(HT_RANGES_MAX);
-  std::vector<tier_pair> admits_ = std::vector<tier_pair>(HT_ADMITS_MAX);
-  std::vector<tier_result> results_ = std::vector<tier_result>(HT_ADMITS_MAX);
   std::vector<ht_page_t> pages_ = std::vector<ht_page_t>(HT_PAGES_MAX);
   std::vector<ht_pair> pairs_ = std::vector<ht_pair>(HT_PAIRS_MAX);
   std::unique_ptr<ht_spaces_run> spaces_ = std::make_unique<ht_spaces_run>();
   std::unique_ptr<ht_walks_run> walks_ = std::make_unique<ht_walks_run>();
   ht_mapping mapping_{};
+};
+
+// A policy's rules, run natively.
+struct Rules {
+  hyperplace_settings hyperplace = HYPERPLACE_DEFAULTS;
+  heattree_settings heattree = HEATTREE_DEFAULTS;
+  heattree_trial trial{};
+  bool tree = false;
+};
+
+class Caller final : public PolicyCaller {
+ public:
+  explicit Caller(Rules& rules) : rules_(rules), call_(std::make_unique<ht_call>()) {}
+
+  std::span<tier_range> ranges() override { return call_->ranges; }
+  std::span<tier_pair> pairs() override { return call_->pairs; }
+  std::span<tier_result> results() override { return call_->results; }
+
+  Result<> run_classify(ht_run& run) override {
+    if (rules_.tree && !run.first) heattree_judge(&rules_.trial, &run.scope, &rules_.heattree);
+    for (__u32 i = 0; i < run.nr; ++i) {
+      tier_range& r = call_->ranges[i];
+      if (rules_.tree) {
+        r.heat = heattree_heat(&r);
+      } else {
+        r.heat = hyperplace_heat(&r, &rules_.hyperplace);
+        r.action = hyperplace_action(&r, run.scope.cpus, &rules_.hyperplace);
+      }
+    }
+    return {};
+  }
+  Result<> run_admit(ht_run& run) override {
+    for (__u32 i = 0; i < run.nr; ++i) {
+      tier_pair& p = call_->pairs[i];
+      p.admitted = rules_.tree ? heattree_admit(&p.hot, &p.cold, &rules_.trial, &rules_.heattree)
+                               : hyperplace_admit(&p.hot, &p.cold, &rules_.hyperplace);
+    }
+    return {};
+  }
+  Result<> run_moved(ht_run&) override { return {}; }
+
+ private:
+  Rules& rules_;
+  std::unique_ptr<ht_call> call_;
 };
 
 class Samples final : public SampleSource {
@@ -391,7 +404,8 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   const double sampled = options.density * static_cast<double>(fast) / static_cast<double>(options.misses);
 
   Memory memory(pages);
-  memory.tree = policy == "heattree";
+  Rules rules;
+  rules.tree = policy == "heattree";
   std::vector<__u64> all(pages);
   std::iota(all.begin(), all.end(), 0);
   std::shuffle(all.begin(), all.end(), rng);
@@ -399,17 +413,20 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
 
   Samples samples(pages);
   Engine engine(memory, samples);
+  Scope& scope = engine.add_scope(1, "/", std::make_unique<Caller>(rules));
   ht_space_event event{};
   event.kind = HT_SPACE_FORK;
   event.pid = kPid;
   event.space = kSpace;
+  event.cgroup_id = 1;
   engine.space_event(event);
   EpochInput input;
   input.epoch_ns = 500'000'000;
   input.fast_tier_pages = input.fast_capacity_pages = fast;
   input.period = static_cast<__u32>(std::max(1.0, 1 / sampled));
   input.moves = policy != "static";
-  input.estimated = memory.tree;
+  input.estimated = rules.tree;
+  input.is_default = policy == "hyperplace";
 
   Cache cache;
   std::vector<__u32> misses(pages);
@@ -443,7 +460,7 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
     if (outcome.reached < 0 && e && ratio >= 0.9 * best) outcome.reached = e;
 
     const std::clock_t begin = std::clock();
-    auto report = engine.epoch(input);
+    auto report = engine.epoch(scope, input);
     const double spent = 1e3 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
     if (!report) {
       std::fprintf(stderr, "replay: %s\n", report.error().message.c_str());
@@ -454,7 +471,7 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
     if (options.verbose && e % 10 == 0)
       std::printf("  %4d hit %.3f best %.3f ranges %5u samples %5llu %-14s moved %.2f %% trial %llu %lld/%lld open %d\n", e, ratio, best,
                   report->scope.ranges, report->scope.samples, decision_name(report->decision), moved,
-                  report->scope.trial_pages[1], report->scope.trial_hits[1], report->scope.trial_hits[0], memory.trial.open);
+                  report->scope.trial_pages[1], report->scope.trial_hits[1], report->scope.trial_hits[0], rules.trial.open);
     if (e < options.epochs * 2 / 3) continue;
     ++counted;
     outcome.hit += ratio;

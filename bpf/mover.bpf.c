@@ -3,7 +3,8 @@
  * The way from tierd into hypertier.ko: six SYSCALL programs that pass the
  * values of mmapable one-entry maps on to the module's kfuncs, and nothing
  * else. tierd fills the maps in place, runs a program, reads the answers in
- * place: one call an epoch and step, no copy.
+ * place. What a policy is asked lies in a map of its scope, made when the scope
+ * is; the page walk and the moves have one set of maps for all.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -28,9 +29,6 @@ extern int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, struct h
 			      u32 pairs__sz) __ksym;
 
 /* Map values must be one struct each: an array of its own is no value type. */
-struct ht_ranges { struct tier_range range[HT_RANGES_MAX]; };
-struct ht_admits { struct tier_pair pair[HT_ADMITS_MAX]; };
-struct ht_results { struct tier_result result[HT_ADMITS_MAX]; };
 struct ht_mappings { struct ht_mapping mapping[HT_MAPPINGS_MAX]; };
 struct ht_pages { u64 page[HT_PAGES_MAX]; };
 struct ht_pairs { struct ht_pair pair[HT_PAIRS_MAX]; };
@@ -44,10 +42,24 @@ struct ht_pairs { struct ht_pair pair[HT_PAIRS_MAX]; };
 		__type(value, struct contents);       \
 	} map SEC(".maps")
 
-ONE_ENTRY(run, ht_run);
-ONE_ENTRY(ranges, ht_ranges);
-ONE_ENTRY(admits, ht_admits);
-ONE_ENTRY(results, ht_results);
+/* Or clang writes only a forward declaration of it, which is no value type. */
+const struct ht_call *ht_call_type __attribute__((unused));
+
+struct call_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct ht_call);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, HT_CALLS_MAX);
+	__type(key, u32);
+	__array(values, struct call_map);
+} calls SEC(".maps");
+
 ONE_ENTRY(spaces, ht_spaces_run);
 ONE_ENTRY(mappings, ht_mappings);
 ONE_ENTRY(walks, ht_walks_run);
@@ -65,22 +77,37 @@ static const u32 zero;
 		_a && _b ? kfunc(_a, sizeof(*_a), (void *)_b, sizeof(*_b)) : -22;     \
 	})
 
-SEC("syscall")
-int classify(void *ctx)
+static struct ht_call *call_of(struct ht_call_number *at)
 {
-	return PASS(hypertier_classify, run, ranges);
+	u32 number = at->number;
+	void *map = bpf_map_lookup_elem(&calls, &number);
+
+	return map ? bpf_map_lookup_elem(map, &zero) : NULL;
+}
+
+#define ASK(kfunc, at, entries)                                                              \
+	({                                                                                   \
+		struct ht_call *_call = call_of(at);                                         \
+		_call ? kfunc(&_call->run, sizeof(_call->run), (void *)_call->entries,       \
+			      sizeof(_call->entries)) : -22;                                 \
+	})
+
+SEC("syscall")
+int classify(struct ht_call_number *at)
+{
+	return ASK(hypertier_classify, at, ranges);
 }
 
 SEC("syscall")
-int admit(void *ctx)
+int admit(struct ht_call_number *at)
 {
-	return PASS(hypertier_admit, run, admits);
+	return ASK(hypertier_admit, at, pairs);
 }
 
 SEC("syscall")
-int moved(void *ctx)
+int moved(struct ht_call_number *at)
 {
-	return PASS(hypertier_moved, run, results);
+	return ASK(hypertier_moved, at, results);
 }
 
 SEC("syscall")

@@ -80,6 +80,34 @@ int BPF_PROG(ht_exit, struct task_struct *task)
 }
 
 /*
+ * Told with the group's leader, after the move. The pages stay where they are,
+ * and stay charged to the old cgroup.
+ */
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(ht_attach, struct cgroup *to, const char *path, struct task_struct *task, bool group)
+{
+	if (is_process(task))
+		report(task, HT_SPACE_MOVED);
+	return 0;
+}
+
+SEC("tp_btf/cgroup_rmdir")
+int BPF_PROG(ht_cgroup_gone, struct cgroup *cgroup, const char *path)
+{
+	struct ht_space_event *event = bpf_ringbuf_reserve(&ht_space_events, sizeof(*event), 0);
+
+	if (!event) {
+		__sync_fetch_and_add(&ht_space_events_lost, 1);
+		return 0;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = HT_SPACE_CGROUP_GONE;
+	event->cgroup_id = cgroup->kn->id;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+/*
  * One event per process. A group whose leader has exited is named by its other
  * threads, more than once perhaps: the same news twice is no harm.
  */

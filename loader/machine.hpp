@@ -9,6 +9,7 @@
 #pragma once
 
 #include <functional>
+#include <mutex>
 #include <span>
 
 #include <hypertier/abi.h>
@@ -17,13 +18,14 @@
 
 namespace hypertier {
 
+// One for all scopes: from filling a buffer to reading the answers `lock` is
+// held.
 class Machine {
  public:
   virtual ~Machine() = default;
 
-  virtual std::span<tier_range> ranges() = 0;            // HT_RANGES_MAX
-  virtual std::span<tier_pair> admits() = 0;             // HT_ADMITS_MAX
-  virtual std::span<tier_result> results() = 0;          // HT_ADMITS_MAX
+  std::mutex lock;
+
   virtual ht_spaces_run& spaces() = 0;
   virtual std::span<const ht_mapping> mappings() = 0;    // HT_MAPPINGS_MAX
   virtual ht_walks_run& walks() = 0;
@@ -31,14 +33,28 @@ class Machine {
   virtual std::span<ht_pair> pairs() = 0;                // HT_PAIRS_MAX
 
   // One BPF run each. An error means that the run itself failed; what
-  // happened to an entry is in the entry, what happened to the policy in
-  // run.status.
+  // happened to an entry is in the entry.
   [[nodiscard]] virtual Result<> run_spaces() = 0;
+  [[nodiscard]] virtual Result<> run_walks() = 0;
+  [[nodiscard]] virtual Result<> run_exchange(ht_exchange_run& run) = 0;
+};
+
+// A scope's way to its policy: each scope has its own, so that a slow callback
+// holds up nobody else. The three share one buffer: what one call answers is
+// there until the next.
+class PolicyCaller {
+ public:
+  virtual ~PolicyCaller() = default;
+
+  virtual std::span<tier_range> ranges() = 0;    // HT_CALL_RANGES
+  virtual std::span<tier_pair> pairs() = 0;      // HT_CALL_PAIRS
+  virtual std::span<tier_result> results() = 0;  // HT_CALL_RESULTS
+
+  // An error means that the run itself failed; what happened to the policy is
+  // in run.status.
   [[nodiscard]] virtual Result<> run_classify(ht_run& run) = 0;
   [[nodiscard]] virtual Result<> run_admit(ht_run& run) = 0;
   [[nodiscard]] virtual Result<> run_moved(ht_run& run) = 0;
-  [[nodiscard]] virtual Result<> run_walks() = 0;
-  [[nodiscard]] virtual Result<> run_exchange(ht_exchange_run& run) = 0;
 };
 
 // Where counts come from: one epoch's worth at a time.

@@ -51,6 +51,12 @@ Cell digest(json raw) {
   cell.vain_share = raw.at("moves").at("share_in_vain");
   for (auto& [name, calls] : raw.at("flush_calls").items())
     if (!name.starts_with("ht-bench") && name != "tierctl") cell.flush_calls += calls.get<uint64_t>();
+  if (raw.contains("flushes")) {
+    cell.flushes_carried_out = 0;
+    for (auto& [name, count] : raw["flushes"].items())
+      for (const char* wanted : {"tierd", "kswapd", "kdamond", "hotset", "kernels", "redis", "memcached"})
+        if (name.starts_with(wanted)) *cell.flushes_carried_out += count.get<double>();
+  }
   const double elapsed = raw.at("elapsed_s");
   cell.flush_calls_per_s = static_cast<double>(cell.flush_calls) / elapsed;
   for (auto& [name, ns] : raw.at("cpu_ns").items())

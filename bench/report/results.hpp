@@ -31,6 +31,7 @@ struct Cell {
   int64_t hot_gained = 0;
   uint64_t flush_calls = 0;    // of everybody but the measuring; the workload's own are in it
   double flush_calls_per_s = 0;
+  std::optional<double> flushes_carried_out;  // by the system's threads and the workload
   double cpu_share = 0;        // of one CPU: threads of the system
   double instructions_ns_per_operation = 0;
   double modelled_ns = 0;      // per operation
@@ -84,7 +85,7 @@ std::string heat_svg(const Results&, const std::string& workload);
 
 // Texts.
 std::string table_text(const Results&);
-std::string results_markdown(const Results&, const std::string& picture_dir, const json& micro);
+std::string results_markdown(const Results&, const std::string& picture_dir, const json& micro, const std::string& notes);
 json summary(const Results&);
 
 }  // namespace bench

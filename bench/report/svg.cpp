@@ -53,7 +53,7 @@ std::string legend(const Results& results, double left, double y, bool oracle) {
     if (!used) continue;
     out += box(left, y - 10, 14, 12, colour_of(system));
     out += text(left + 19, y, title_of(system));
-    left += 34 + 7.6 * static_cast<double>(title_of(system).size());
+    left += 40 + 8.4 * static_cast<double>(title_of(system).size());
   }
   return out;
 }
@@ -82,7 +82,8 @@ std::string bars_svg(const Results& results) {
         const double middle = x + kBar / 2 - 1;
         out += line(middle, kTop + kPlot * (1 - low), middle, kTop + kPlot * (1 - high), "stroke=\"#000\" stroke-width=\"1.6\"");
       }
-      out += text(x + kBar / 2 - 1, top - 5, format("%.0f", 100 * mean), "text-anchor=\"middle\" font-size=\"10\"");
+      const bool inside = kPlot * mean > 20;
+      out += text(x + kBar / 2 - 1, inside ? top + 12 : top - 4, format("%.0f", 100 * mean), inside ? "text-anchor=\"middle\" font-size=\"9\" fill=\"#fff\"" : "text-anchor=\"middle\" font-size=\"9\"");
       x += kBar;
     }
     x = std::max(x, from + 86);  // room for the name
@@ -91,7 +92,7 @@ std::string bars_svg(const Results& results) {
     out += text((from + x) / 2, kTop + kPlot + 20, workload, "text-anchor=\"middle\"");
     x += kGap;
   }
-  const double width = std::max(x + 10, 760.0);
+  const double width = std::max(x + 10, 960.0);
   std::string frame = text(kLeft, 30, "True fast-tier hit ratio at the end of a run", "font-size=\"19\" font-weight=\"bold\"") +
                       text(kLeft, 50, "of the accesses that miss the CPU cache, counted by the simulated memory [%]; dashed: best static placement (oracle)", "fill=\"#555\" font-size=\"12\"") +
                       legend(results, kLeft, 74, false);
@@ -141,7 +142,7 @@ std::string time_svg(const Results& results) {
   std::string frame = text(kLeft - 30, 30, "True fast-tier hit ratio over time [%]", "font-size=\"19\" font-weight=\"bold\"") +
                       text(kLeft - 30, 50, "seconds of the guest's clock since the system was started; first seed", "fill=\"#555\" font-size=\"12\"") +
                       legend(results, kLeft - 30, 76, true);
-  return page(std::max(width, 900.0), kTop + rows * kPanel, frame + out);
+  return page(std::max(width, 960.0), kTop + rows * kPanel, frame + out);
 }
 
 // Where the memory was and how hot it truly was: a panel for each system.
@@ -187,7 +188,7 @@ std::string heat_svg(const Results& results, const std::string& workload) {
         auto row = row_of.find(bin[0].get<uint64_t>());
         if (row == row_of.end() || bin[2].get<uint64_t>() == 0) continue;
         const double heat = bin[1].get<double>() / w.at("work_s").get<double>() / hottest;
-        const size_t level = heat >= 0.5 ? 4 : heat >= 0.25 ? 3 : heat >= 0.1 ? 2 : heat > 0.02 ? 1 : 0;
+        const size_t level = heat >= 0.5 ? 4 : heat >= 0.2 ? 3 : heat >= 0.05 ? 2 : heat > 0.005 ? 1 : 0;
         now[row->second] = bin[3].get<uint64_t>() * 2 >= bin[2].get<uint64_t>() ? kFast[level] : kSlow[level];
       }
       for (size_t row = 0; row < rows; row++) {

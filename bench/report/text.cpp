@@ -61,7 +61,7 @@ struct Row {
 };
 
 const std::vector<std::string> kHead = {"system", "seeds", "final true hit ratio", "share of the oracle's gain", "90 % of the oracle after", "pages moved", "moved in vain",
-                                        "flush calls / moved page", "flush calls / hot page gained", "flush calls", "work lost", "CPU of its threads", "modelled time", "s"};
+                                        "flush calls / moved page", "flush calls / hot page gained", "flush calls", "carried out", "work lost", "CPU of its threads", "modelled time", "s"};
 
 Row row_of(const Results& results, const std::string& workload, const std::string& system) {
   const std::vector<Cell>& cells = results.of(workload, system);
@@ -76,6 +76,7 @@ Row row_of(const Results& results, const std::string& workload, const std::strin
            show(over(cells, [&](const Cell& c) { return ratio(flushes(c), static_cast<double>(c.moved_pages)); }), "%.4f"),
            show(over(cells, [&](const Cell& c) { return ratio(flushes(c), static_cast<double>(c.hot_gained)); }), "%.3f"),
            show(over(cells, [&](const Cell& c) { return std::optional(flushes(c)); }), "%.0f"),
+           show(over(cells, [](const Cell& c) { return c.flushes_carried_out; }), "%.0f"),
            still ? "0" : show(over(cells, [&](const Cell& c) { return results.lost_time(c); }), "%.1f %%", 100),
            show(over(cells, [](const Cell& c) { return std::optional(c.cpu_share); }), "%.1f %%", 100),
            show(over(cells, [&](const Cell& c) {
@@ -101,7 +102,7 @@ std::string table_text(const Results& results) {
       if (results.of(one.name, system).empty()) continue;
       const Row r = row_of(results, one.name, system);
       out += format("  %-22s %-22s %-10s %-18s %9s %8s %10s %10s %8s\n", r.columns[0].c_str(), r.columns[2].c_str(), r.columns[3].c_str(), r.columns[4].c_str(),
-                    r.columns[5].c_str(), r.columns[6].c_str(), r.columns[7].c_str(), r.columns[8].c_str(), r.columns[10].c_str());
+                    r.columns[5].c_str(), r.columns[6].c_str(), r.columns[7].c_str(), r.columns[8].c_str(), r.columns[11].c_str());
     }
   }
   return out;
@@ -126,7 +127,7 @@ json summary(const Results& results) {
   return {{"schema", 1}, {"cells", all}};
 }
 
-std::string results_markdown(const Results& results, const std::string& pictures, const json& micro) {
+std::string results_markdown(const Results& results, const std::string& pictures, const json& micro, const std::string& notes) {
   std::string out =
       "# Results\n\nWritten by `./run bench --docs` from the cells under `build/bench/cells`; do not edit.\n\n"
       "Everything ran in the lab (docs/lab.md): a stock Debian 6.12 kernel in QEMU without hardware\n"
@@ -143,7 +144,8 @@ std::string results_markdown(const Results& results, const std::string& pictures
          "- *moved in vain*: moves whose page was back within 5 s (10 epochs), from looks at all pages every 2 s.\n"
          "- *flush calls*: calls of `flush_tlb_mm_range` and `arch_tlbbatch_flush` by anybody but the measuring, minus the\n"
          "  rate that the workload has with nothing loaded; *hot page gained*: pages of the oracle's choice with more than\n"
-         "  twice the mean of misses that came to be fast.\n"
+         "  twice the mean of misses that came to be fast; *carried out*: those of tierd, kswapd, kdamond and of the workload that\n"
+         "  reached a CPU (tracepoint `tlb_flush`): a call for an address space that is on no CPU does nothing.\n"
          "- *work lost*: operations per virtual second beside first touch. Under icount all CPUs share one clock: it holds\n"
          "  everything that the system does on any CPU, the policy's and the sampler's too, and hint faults.\n"
          "- *modelled time*: instructions at 2e9/s + 80 ns or 250 ns for each miss, per operation, beside first touch.\n"
@@ -213,6 +215,7 @@ std::string results_markdown(const Results& results, const std::string& pictures
     out += "Not run. `./run bench micro`\n";
   }
 
+  if (!notes.empty()) out += "\n" + notes;
   out += "\n## Configuration of the systems\n\n";
   for (const std::string& system : results.systems())
     for (const Case& one : cases())

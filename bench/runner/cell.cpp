@@ -3,7 +3,9 @@
 // by the truth of the simulated memory, by where pages really are, and by the
 // kernel's own counters; writes one JSON file.
 #include <dirent.h>
+#include <sched.h>
 #include <signal.h>
+#include <hypertier/abi.h>
 #include <numaif.h>
 #include <sys/prctl.h>
 #include <time.h>
@@ -17,6 +19,8 @@
 #include <CLI/CLI.hpp>
 
 #include "../cases.hpp"
+#include "../trace.hpp"
+#include "events.hpp"
 #include "system.hpp"
 
 using namespace bench;
@@ -36,6 +40,7 @@ struct Options {
   unsigned window_ms = 2000;
   uint64_t usable_mib = 0, period = 0;
   std::vector<std::string> settings;
+  std::string record;
 };
 
 double now_s() {
@@ -77,9 +82,15 @@ void hold_down(uint64_t usable_bytes) {
     die("the fast node has " + std::to_string(free >> 20) + " MiB free instead of " + std::to_string(usable_bytes >> 20));
 }
 
-void keep_off_fast_node() {
+// The measuring takes no fast memory, and no CPU from under the workload: the
+// kernel flushes the pages of a process that is on no CPU one by one.
+void stand_aside() {
   unsigned long mask = 2;
   set_mempolicy(MPOL_PREFERRED, &mask, 64);
+  cpu_set_t last;
+  CPU_ZERO(&last);
+  CPU_SET(static_cast<size_t>(sysconf(_SC_NPROCESSORS_ONLN) - 1), &last);
+  sched_setaffinity(0, sizeof last, &last);
 }
 
 // --------------------------------------------------------------- workload
@@ -266,6 +277,85 @@ uint64_t fast_of(const std::vector<PagePlace>& places) {
   return static_cast<uint64_t>(std::count_if(places.begin(), places.end(), [](auto& p) { return p.node == 0; }));
 }
 
+// --------------------------------------------------------------- recording
+
+// Writes a trace: what the replayer needs to do the run again without a VM.
+class Recorder {
+ public:
+  Recorder(const Options& options, const Case& one, pid_t pid, const std::vector<PagePlace>& places, uint64_t capacity)
+      : pid_(pid), events_(options.period, true), writer_(hypertier::trace::Writer::create(options.record, header(options, one, pid, capacity))) {
+    if (!writer_) die(writer_.error().message);
+    for (auto& place : places) epoch_.placed.push_back({place.page, place.node});
+    last_ = places;
+    events_.enable(true);
+  }
+
+  void window(uint64_t ns, const std::vector<PageMisses>& seen, const std::vector<PagePlace>& places) {
+    epoch_.ns = ns;
+    events_.drain([&](const Events::Record& record) {
+      constexpr uint64_t kStore = 4;  // PERF_MEM_OP_STORE
+      if (record.pid == static_cast<uint32_t>(pid_)) epoch_.samples.push_back({record.address, (record.source & kStore) != 0});
+    });
+    for (auto& page : seen) epoch_.truth.push_back({page.page, page.total()});
+    moved(places);
+    mappings();
+    if (auto done = writer_->write(epoch_); !done) die(done.error().message);
+    epoch_ = {};
+  }
+
+ private:
+  static hypertier::trace::Header header(const Options& options, const Case& one, pid_t pid, uint64_t capacity) {
+    hypertier::trace::Header header{};
+    header.seed = options.seed;
+    header.period = options.period;
+    header.fast_pages = capacity;
+    header.fast_tier_pages = e2e::tiers().fast_capacity_bytes / 4096;
+    header.cpus = static_cast<uint32_t>(sysconf(_SC_NPROCESSORS_ONLN));
+    header.pid = static_cast<uint32_t>(pid);
+    one.name.copy(header.workload, sizeof header.workload - 1);
+    return header;
+  }
+
+  // The first epoch tells where the run began; what moved in it comes with the next.
+  void moved(const std::vector<PagePlace>& places) {
+    if (first_) {
+      first_ = false;
+      return;
+    }
+    size_t at = 0;
+    for (auto& place : places) {
+      for (; at < last_.size() && last_[at].page < place.page; at++) epoch_.placed.push_back({last_[at].page, hypertier::trace::kGone});
+      const bool same = at < last_.size() && last_[at].page == place.page && last_[at].node == place.node;
+      if (at < last_.size() && last_[at].page == place.page) at++;
+      if (!same) epoch_.placed.push_back({place.page, place.node});
+    }
+    for (; at < last_.size(); at++) epoch_.placed.push_back({last_[at].page, hypertier::trace::kGone});
+    last_ = places;
+  }
+
+  void mappings() {
+    std::ifstream maps("/proc/" + std::to_string(pid_) + "/maps");
+    std::vector<hypertier::trace::Mapping> now;
+    for (std::string line; std::getline(maps, line);) {
+      unsigned long long start, end, inode;
+      char mode[5], path[2] = {};
+      if (std::sscanf(line.c_str(), "%llx-%llx %4s %*x %*s %llu %1s", &start, &end, mode, &inode, path) < 4) continue;
+      if (inode == 0 && mode[1] == 'w' && mode[3] == 'p' && start >> 47 == 0) now.push_back({start, end, TIER_RANGE_ANON});
+    }
+    epoch_.mapped = now.size() != mappings_.size() ||
+                    !std::equal(now.begin(), now.end(), mappings_.begin(), [](auto& a, auto& b) { return a.start == b.start && a.end == b.end; });
+    if (epoch_.mapped) epoch_.mappings = mappings_ = std::move(now);
+  }
+
+  pid_t pid_;
+  Events events_;
+  hypertier::Result<hypertier::trace::Writer> writer_;
+  hypertier::trace::Epoch epoch_;
+  std::vector<PagePlace> last_;
+  std::vector<hypertier::trace::Mapping> mappings_;
+  bool first_ = true;
+};
+
 // --------------------------------------------------------------------- run
 
 // One stretch between two shifts of the hot set.
@@ -281,7 +371,7 @@ json run(const Options& options, const Case& one) {
   system->prepare();
   hold_down(options.usable_mib << 20);
   Workload workload = start_workload(one, options.seed);
-  keep_off_fast_node();
+  stand_aside();
 
   Memory memory(workload.pid);
   memory.reset();
@@ -292,6 +382,8 @@ json run(const Options& options, const Case& one) {
   std::fflush(stdout);
 
   Tracker tracker(places);
+  std::optional<Recorder> recorder;
+  if (!options.record.empty()) recorder.emplace(options, one, workload.pid, places, capacity);
   e2e::FlushCounter flushes;
   auto vmstat_start = vmstat();
   auto cpu_start = cpu_ns();
@@ -312,16 +404,26 @@ json run(const Options& options, const Case& one) {
                       {"hot_pages_fast_at_end", fast_among(best.hot_pages, places)}});
     phase = {last, places};
   };
-  double elapsed = 0;
-  while (elapsed < options.seconds) {
-    const double from = now_s();
-    json done = workload.hand().ask("for " + std::to_string(options.window_ms), "done");
+  // The next window is asked for before the last one is looked at: a pause
+  // would show up in what is measured (an idle address space is flushed page by
+  // page, an idle task is not scanned).
+  const std::string next_window = "for " + std::to_string(options.window_ms);
+  double elapsed = 0, from = now_s();
+  workload.hand().send(next_window);
+  for (bool going = true; going;) {
+    json done = workload.hand().expect("done");
     const double spent = now_s() - from;
     elapsed = now_s() - start_s;
+    going = elapsed < options.seconds;
+    const bool shift = going && elapsed >= next_shift;
+    if (shift) workload.hand().ask("shift", "shifted");
+    from = now_s();
+    if (going) workload.hand().send(next_window);
     const uint64_t now_operations = done.contains("operations_total") ? done["operations_total"].get<uint64_t>() : done.at("accesses_total").get<uint64_t>();
     std::vector<PageMisses> now = memory.misses(), seen = minus(now, last);
     places = memory.places();
     tracker.look(places, elapsed);
+    if (recorder) recorder->window(static_cast<uint64_t>(spent * 1e9), seen, places);
     uint64_t fast = 0, slow = 0;
     std::map<uint64_t, std::array<uint64_t, 3>> bins;  // misses, resident, fast pages
     uint64_t bin_misses = 0;
@@ -360,9 +462,8 @@ json run(const Options& options, const Case& one) {
       block_base = last;
       block_start = elapsed;
     }
-    if (elapsed >= next_shift && elapsed < options.seconds) {
+    if (shift) {
       end_phase(elapsed);
-      workload.hand().ask("shift", "shifted");
       system->shifted();
       next_shift += options.shift_s;
     }
@@ -371,7 +472,11 @@ json run(const Options& options, const Case& one) {
   end_phase(elapsed);
   json counters = system->counters();
   const double ended_s = now_s() - start_s;
-  auto calls = flushes.calls();
+  json calls, carried_out;
+  for (auto& [name, count] : flushes.all()) {
+    calls[name] = count.calls;
+    carried_out[name] = count.flushes;
+  }
   json result = {{"vmstat", difference(vmstat_start, vmstat())}, {"cpu_ns", difference(cpu_start, cpu_ns(), 1000000)}};
   system->stop();
   const bool ok = workload.stop();
@@ -395,6 +500,7 @@ json run(const Options& options, const Case& one) {
                  {"misses_total", misses_total},
                  {"counters", counters},
                  {"flush_calls", calls},
+                 {"flushes", carried_out},
                  {"moves", tracker.facts()},
                  {"phases", phases},
                  {"blocks", blocks},
@@ -419,6 +525,7 @@ int main(int argc, char** argv) {
   app.add_option("--build", options.build)->required();
   app.add_option("--commit", options.commit);
   app.add_option("--out", options.out, "the JSON file")->required();
+  app.add_option("--record", options.record, "write a trace there, in windows of an epoch");
   CLI11_PARSE(app, argc, argv);
   const Case* one = find_case(options.workload);
   if (!one) die("there is no workload " + options.workload);
@@ -426,6 +533,7 @@ int main(int argc, char** argv) {
   if (!options.usable_mib) options.usable_mib = one->usable_mib;
   if (!options.period) options.period = one->period;
   options.shift_s = one->shift_s;
+  if (!options.record.empty()) options.window_ms = 500;
 
   json result = run(options, *one);
   // Whole or not at all: a cell that was cut off is run again.

@@ -8,6 +8,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/smp.h>
 #include <linux/uaccess.h>
 #include <linux/workqueue.h>
 
@@ -166,6 +167,18 @@ static long hypertier_ioctl(struct file *file, unsigned int command, unsigned lo
 	void __user *user = (void __user *)argument;
 	long err = 0;
 
+	if (command == HT_IOC_SETTLE) {
+		/*
+		 * An IPI is served with interrupts on: on each CPU the handler that ran
+		 * when it was sent has ended by then. Unlike a grace period of RCU this
+		 * does not wait for a policy in its callback.
+		 */
+		kick_all_cpus_sync();
+		return 0;
+	}
+	/* Seats have their own locks. */
+	if (command == HT_IOC_SEAT || command == HT_IOC_EJECT)
+		return ht_ask_seat(user, command == HT_IOC_EJECT);
 	mutex_lock(&device_mutex);
 	switch (command) {
 	case HT_IOC_INFO:

@@ -78,6 +78,8 @@ bool ht_device_is_open(void);
 
 int ht_policy_init(void);
 u64 ht_seats(void);
+/* Says what a seat holds, or ejects its policy. */
+int ht_ask_seat(struct ht_seat __user *user, bool ejects);
 
 /* ------------------------------------------------------------------- walk.c */
 

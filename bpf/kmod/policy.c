@@ -3,10 +3,18 @@
  * Policies: the struct_ops type hypertier_policy, the seats (one policy a
  * scope), and the kfuncs that run a policy's callbacks.
  *
- * Locks. seats_mutex orders changes of seats. Readers are under seats_srcu,
- * for as long as they run callbacks: callbacks may sleep (SRCU, not RCU), and
- * whoever takes a policy away waits for them (synchronize_srcu) before the
- * BPF side may free it.
+ * Locks. seats_mutex orders changes of the list of seats; a seat's own mutex
+ * orders what becomes of its policy, so that a slow exit() of one scope holds
+ * up no other. Readers find a seat under seats_srcu, for as long as the search
+ * takes, and hold the seat's own SRCU for as long as they run callbacks: those
+ * may sleep (SRCU, not RCU), and whoever takes a policy away waits for that
+ * seat's readers only before the BPF side may free it.
+ *
+ * Ejection. A running callback cannot be aborted, so the deadline is checked
+ * between callbacks. Ejecting is one store, seat->ejected := the generation
+ * that broke the rule; nobody is waited for. From then on the seat refuses
+ * runs, with the reason, until another policy takes it (its generation is a
+ * new one); that is also what unregisters the ejected one.
  */
 #include <linux/bpf_verifier.h>
 #include <linux/btf_ids.h>
@@ -15,7 +23,9 @@
 #include <linux/mutex.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
 #include <linux/srcu.h>
+#include <linux/uaccess.h>
 
 #include "module.h"
 
@@ -40,6 +50,11 @@ struct seat {
 	u64 cgroup_id;
 	u64 generation;	/* of the policy in it; new with every change */
 	struct tier_scope scope; /* as last seen; what init() and exit() get */
+	struct mutex change;	/* one change of the policy at a time */
+	struct srcu_struct srcu; /* held by runs: the policy stays */
+	spinlock_t exit_lock;	/* ejected and exit belong together */
+	u64 ejected;		/* generation that broke a rule; 0: none */
+	struct tier_exit_info exit; /* of that one */
 };
 
 static DEFINE_MUTEX(seats_mutex);
@@ -78,14 +93,42 @@ static int call_init(struct hypertier_policy *policy, struct tier_scope *scope)
 	return err < 0 && err >= -MAX_ERRNO ? err : -EINVAL;
 }
 
-static void call_exit(struct hypertier_policy *policy, struct tier_scope *scope, u32 kind,
+/* An ejected policy is told so, however it leaves in the end. */
+static void call_exit(struct seat *seat, struct hypertier_policy *policy, u64 generation, u32 kind,
 		      const char *message)
 {
-	struct tier_exit_info info = { .kind = kind, .epoch = scope->epoch };
+	struct tier_exit_info info = { .kind = kind, .epoch = seat->scope.epoch };
 
 	strscpy(info.message, message, sizeof(info.message));
+	spin_lock(&seat->exit_lock);
+	if (seat->ejected == generation)
+		info = seat->exit;
+	spin_unlock(&seat->exit_lock);
 	if (policy->exit)
-		policy->exit(scope, &info);
+		policy->exit(&seat->scope, &info);
+}
+
+/* code: enum tier_exit_code. The first reason counts; it comes back in *info. */
+static void eject(struct seat *seat, u64 generation, u32 code, u64 epoch, const char *message,
+		  struct tier_exit_info *info)
+{
+	spin_lock(&seat->exit_lock);
+	if (seat->ejected != generation) {
+		memset(&seat->exit, 0, sizeof(seat->exit));
+		seat->exit.kind = TIER_EXIT_EJECTED;
+		seat->exit.code = code;
+		seat->exit.epoch = epoch;
+		strscpy(seat->exit.message, message, sizeof(seat->exit.message));
+		WRITE_ONCE(seat->ejected, generation);
+	}
+	*info = seat->exit;
+	spin_unlock(&seat->exit_lock);
+}
+
+static void free_seat(struct seat *seat)
+{
+	cleanup_srcu_struct(&seat->srcu);
+	kfree(seat);
 }
 
 /* kdata is pinned by the caller (link_create, link_update, link release). */
@@ -93,16 +136,24 @@ static int policy_reg(void *kdata, struct bpf_link *link)
 {
 	struct hypertier_policy *policy = kdata;
 	struct seat *seat = kzalloc(sizeof(*seat), GFP_KERNEL);
-	int err = -EBUSY;
+	int err;
 
 	if (!seat)
 		return -ENOMEM;
+	err = init_srcu_struct(&seat->srcu);
+	if (err) {
+		kfree(seat);
+		return err;
+	}
 	INIT_LIST_HEAD(&seat->list);
+	mutex_init(&seat->change);
+	spin_lock_init(&seat->exit_lock);
 	seat->cgroup_id = policy->cgroup_id;
 	seat->scope.cgroup_id = policy->cgroup_id;
 	RCU_INIT_POINTER(seat->policy, policy);
 
 	mutex_lock(&seats_mutex);
+	err = -EBUSY;
 	if (find_seat(seat->cgroup_id))
 		goto out;
 	err = call_init(policy, &seat->scope);
@@ -114,7 +165,8 @@ static int policy_reg(void *kdata, struct bpf_link *link)
 	seat = NULL;
 out:
 	mutex_unlock(&seats_mutex);
-	kfree(seat);
+	if (seat)
+		free_seat(seat);
 	return err;
 }
 
@@ -132,20 +184,22 @@ static void policy_unreg(void *kdata, struct bpf_link *link)
 	list_del_rcu(&seat->list);
 	WRITE_ONCE(nr_seats, nr_seats - 1);
 	last_generation++;
-	/* A run may still be in a callback: the policy is freed when we return. */
+	mutex_unlock(&seats_mutex);
+	/* Who found it may not hold its SRCU yet; who holds that may be in a callback. */
 	synchronize_srcu(&seats_srcu);
+	synchronize_srcu(&seat->srcu);
 	/* a killed loader closes its files in any order, the device among them */
 	if (ht_device_is_open() && !(current->flags & PF_EXITING))
-		call_exit(policy, &seat->scope, TIER_EXIT_UNLOADED, "unloaded");
+		call_exit(seat, policy, seat->generation, TIER_EXIT_UNLOADED, "unloaded");
 	else
-		call_exit(policy, &seat->scope, TIER_EXIT_LOADER_GONE, "tierd is gone");
-	mutex_unlock(&seats_mutex);
-	kfree(seat);
+		call_exit(seat, policy, seat->generation, TIER_EXIT_LOADER_GONE, "tierd is gone");
+	free_seat(seat);
 }
 
 static int policy_update(void *kdata, void *old_kdata, struct bpf_link *link)
 {
 	struct hypertier_policy *policy = kdata, *old = old_kdata;
+	u64 old_generation;
 	struct seat *seat;
 	int err;
 
@@ -153,23 +207,73 @@ static int policy_update(void *kdata, void *old_kdata, struct bpf_link *link)
 	if (policy->cgroup_id != old->cgroup_id)
 		return -EINVAL;
 
+	/* A link that is updated has a user, so its unreg() cannot run: the seat stays. */
 	mutex_lock(&seats_mutex);
 	seat = find_seat(policy->cgroup_id);
-	if (WARN_ON_ONCE(!seat)) {
-		err = -ENOENT;
-		goto out;
-	}
+	mutex_unlock(&seats_mutex);
+	if (WARN_ON_ONCE(!seat))
+		return -ENOENT;
+
+	mutex_lock(&seat->change);
 	err = call_init(policy, &seat->scope);
 	if (err)
 		goto out;	/* the old one never left */
+	old_generation = seat->generation;
 	rcu_assign_pointer(seat->policy, policy);
+	mutex_lock(&seats_mutex);
 	WRITE_ONCE(seat->generation, ++last_generation);
-	/* As in policy_unreg(): the caller drops the old one's map. */
-	synchronize_srcu(&seats_srcu);
-	call_exit(old, &seat->scope, TIER_EXIT_REPLACED, "replaced by a hot swap");
-out:
 	mutex_unlock(&seats_mutex);
+	/* As in policy_unreg(): the caller drops the old one's map. */
+	synchronize_srcu(&seat->srcu);
+	call_exit(seat, old, old_generation, TIER_EXIT_REPLACED, "replaced by a hot swap");
+out:
+	mutex_unlock(&seat->change);
 	return err;
+}
+
+/* ----------------------------------------------------- seats, from outside */
+
+/* HT_IOC_SEAT and HT_IOC_EJECT. Under seats_mutex no seat goes, nor gets a new generation. */
+static int ask_seat(struct ht_seat *asked, bool ejects)
+{
+	struct seat *seat = find_seat(asked->cgroup_id);
+	int srcu;
+
+	if (!seat)
+		return -ENOENT;
+	if (ejects) {
+		if (asked->exit.code == TIER_CODE_OK || asked->exit.code >= TIER_CODES)
+			return -EINVAL;
+		if (asked->generation != seat->generation)
+			return -ESTALE;
+		asked->exit.message[sizeof(asked->exit.message) - 1] = 0;
+		eject(seat, asked->generation, asked->exit.code, asked->exit.epoch, asked->exit.message,
+		      &asked->exit);
+		return 0;
+	}
+	asked->generation = seat->generation;
+	srcu = srcu_read_lock(&seat->srcu);
+	strscpy(asked->name, srcu_dereference(seat->policy, &seat->srcu)->name, sizeof(asked->name));
+	srcu_read_unlock(&seat->srcu, srcu);
+	memset(&asked->exit, 0, sizeof(asked->exit));
+	spin_lock(&seat->exit_lock);
+	if (seat->ejected == asked->generation)
+		asked->exit = seat->exit;
+	spin_unlock(&seat->exit_lock);
+	return 0;
+}
+
+int ht_ask_seat(struct ht_seat __user *user, bool ejects)
+{
+	struct ht_seat asked;
+	int err;
+
+	if (copy_from_user(&asked, user, sizeof(asked)))
+		return -EFAULT;
+	mutex_lock(&seats_mutex);
+	err = ask_seat(&asked, ejects);
+	mutex_unlock(&seats_mutex);
+	return err ?: !ejects && copy_to_user(user, &asked, sizeof(asked)) ? -EFAULT : 0;
 }
 
 /* -------------------------------------------------------- struct_ops type */
@@ -297,8 +401,9 @@ struct turn {
 	int srcu;
 	u32 nr;
 	u32 done;
+	u64 generation;
 	u64 start_ns;
-	u64 end_ns;	/* U64_MAX: no bound */
+	u64 budget_ns;	/* 0: no bound */
 };
 
 /*
@@ -308,7 +413,8 @@ struct turn {
 static int enter(struct turn *turn, struct ht_run *run, u32 run__sz, u32 entries__sz,
 		 size_t entry_size)
 {
-	u64 budget_ns;
+	int search;
+	u64 seat;
 
 	if (run__sz < sizeof(*run))
 		return -EINVAL;
@@ -317,38 +423,64 @@ static int enter(struct turn *turn, struct ht_run *run, u32 run__sz, u32 entries
 	run->done = 0;
 	run->policy_ns = 0;
 	run->generation = 0;
+	memset(&run->exit, 0, sizeof(run->exit));
 	if (turn->nr > entries__sz / entry_size)
 		return run->status = -EINVAL;
 
-	turn->srcu = srcu_read_lock(&seats_srcu);
-	turn->seat = find_seat(READ_ONCE(run->scope.cgroup_id));
-	if (!turn->seat) {
-		srcu_read_unlock(&seats_srcu, turn->srcu);
+	seat = READ_ONCE(run->seat);
+	search = srcu_read_lock(&seats_srcu);
+	turn->seat = find_seat(seat ?: READ_ONCE(run->scope.cgroup_id));
+	if (turn->seat)
+		turn->srcu = srcu_read_lock(&turn->seat->srcu);
+	srcu_read_unlock(&seats_srcu, search);
+	if (!turn->seat)
 		return run->status = -ENOENT;
-	}
 	/*
 	 * generation before policy: update() writes them the other way round,
 	 * so a run never claims a newer generation than it used.
 	 */
-	run->generation = READ_ONCE(turn->seat->generation);
+	turn->generation = READ_ONCE(turn->seat->generation);
+	run->generation = turn->generation;
 	smp_rmb();
-	turn->policy = srcu_dereference(turn->seat->policy, &seats_srcu);
+	turn->policy = srcu_dereference(turn->seat->policy, &turn->seat->srcu);
+	if (READ_ONCE(turn->seat->ejected) == turn->generation) {
+		spin_lock(&turn->seat->exit_lock);
+		run->exit = turn->seat->exit;
+		spin_unlock(&turn->seat->exit_lock);
+		srcu_read_unlock(&turn->seat->srcu, turn->srcu);
+		return run->status = -ECANCELED;
+	}
 	run->status = 0;
 	turn->start_ns = ktime_get_ns();
-	budget_ns = READ_ONCE(run->budget_ns);
-	turn->end_ns = budget_ns ? turn->start_ns + budget_ns : U64_MAX;
+	turn->budget_ns = READ_ONCE(run->budget_ns);
 	return 0;
 }
 
-/* After each callback: is there time for the next one? */
-static bool in_time(struct turn *turn, struct ht_run *run)
+/* The seat's state flips here; whoever else uses it is not waited for. */
+static void break_rule(struct turn *turn, struct ht_run *run, int status, u32 code,
+		       const char *message)
 {
+	run->status = status;
+	eject(turn->seat, turn->generation, code, READ_ONCE(run->scope.epoch), message, &run->exit);
+}
+
+/* After each callback: is there time for the next one? */
+static bool in_time(struct turn *turn, struct ht_run *run, const char *callback)
+{
+	char message[sizeof(run->exit.message)];
+	u64 used_ns;
+
 	/* No lock but SRCU is held; a long run must not delay RCU tasks. */
 	if (!(turn->done & 255))
 		cond_resched_tasks_rcu_qs();
-	if (turn->end_ns == U64_MAX || ktime_get_ns() <= turn->end_ns)
+	if (!turn->budget_ns)
 		return true;
-	run->status = -ETIME;
+	used_ns = ktime_get_ns() - turn->start_ns;
+	if (used_ns <= turn->budget_ns)
+		return true;
+	scnprintf(message, sizeof(message), "%s: %llu us used, %llu us allowed, after %u of %u entries",
+		  callback, used_ns / 1000, turn->budget_ns / 1000, turn->done, turn->nr);
+	break_rule(turn, run, -ETIME, TIER_CODE_TIMEOUT, message);
 	return false;
 }
 
@@ -356,7 +488,7 @@ static int leave(struct turn *turn, struct ht_run *run)
 {
 	run->done = turn->done;
 	run->policy_ns = ktime_get_ns() - turn->start_ns;
-	srcu_read_unlock(&seats_srcu, turn->srcu);
+	srcu_read_unlock(&turn->seat->srcu, turn->srcu);
 	return run->status;
 }
 
@@ -370,28 +502,41 @@ __bpf_kfunc int hypertier_classify(struct ht_run *run, u32 run__sz, struct tier_
 
 	if (err)
 		return err;
-	/* For init() and exit() of this seat; one scope runs on one thread. */
-	turn.seat->scope = run->scope;
-	if (turn.policy->epoch_begin) {
+	/* For init() and exit() of this seat; a scope runs on one thread, and only its own writes here. */
+	if (READ_ONCE(run->scope.cgroup_id) == turn.seat->cgroup_id)
+		turn.seat->scope = run->scope;
+	if (turn.policy->epoch_begin && !READ_ONCE(run->first)) {
 		turn.policy->epoch_begin(&run->scope);
-		if (!in_time(&turn, run))
-			return leave(&turn, run);
+		if (!in_time(&turn, run, "epoch_begin"))
+			goto ejected;
 	}
 	while (turn.policy->classify && turn.done < turn.nr) {
 		struct tier_range *range = &ranges[turn.done];
+		u32 action;
 
 		turn.policy->classify(range, &run->scope);
-		if (READ_ONCE(range->action) >= TIER_ACTIONS) {
-			range->action = TIER_KEEP;
-			run->status = -EINVAL;
-			break;
+		action = READ_ONCE(range->action);
+		if (action >= TIER_ACTIONS) {
+			char message[sizeof(run->exit.message)];
+
+			scnprintf(message, sizeof(message),
+				  "classify: action %u for the range at %llx, but there are 0 to %u only",
+				  action, READ_ONCE(range->start), TIER_ACTIONS - 1);
+			break_rule(&turn, run, -EINVAL, TIER_CODE_INVALID_ACTION, message);
+			goto ejected;
 		}
 		turn.done++;
-		if (!in_time(&turn, run))
-			break;
+		if (!in_time(&turn, run, "classify"))
+			goto ejected;
 	}
-	if (!turn.policy->classify)
-		turn.done = turn.nr;
+	turn.done = turn.nr;
+	return leave(&turn, run);
+ejected:
+	/* What it did not come to stays as it is. */
+	for (u32 i = turn.done; i < turn.nr; i++) {
+		ranges[i].action = TIER_KEEP;
+		ranges[i].heat = 0;
+	}
 	return leave(&turn, run);
 }
 
@@ -409,9 +554,11 @@ __bpf_kfunc int hypertier_admit(struct ht_run *run, u32 run__sz, struct tier_pai
 		pair->admitted = !turn.policy->admit ||
 				 turn.policy->admit(&pair->hot, &pair->cold, &run->scope);
 		turn.done++;
-		if (!in_time(&turn, run))
+		if (!in_time(&turn, run, "admit"))
 			break;
 	}
+	for (u32 i = turn.done; i < turn.nr; i++)
+		pairs[i].admitted = 0;
 	return leave(&turn, run);
 }
 
@@ -426,7 +573,7 @@ __bpf_kfunc int hypertier_moved(struct ht_run *run, u32 run__sz, struct tier_res
 	while (turn.policy->moved && turn.done < turn.nr) {
 		turn.policy->moved(&results[turn.done], &run->scope);
 		turn.done++;
-		if (!in_time(&turn, run))
+		if (!in_time(&turn, run, "moved"))
 			break;
 	}
 	if (!turn.policy->moved)

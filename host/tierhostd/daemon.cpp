@@ -585,7 +585,7 @@ std::string HostDaemon::metrics() {
     std::string escaped;
     for (char c : raw) {
       if (c == '\\' || c == '"') escaped += '\\';
-      escaped += c == '\n' ? ' ' : c;
+      escaped += static_cast<unsigned char>(c) < 32 || c == 127 ? '?' : c;
     }
     return escaped;
   };

@@ -128,6 +128,8 @@ enum ht_space_event_kind {
 	HT_SPACE_FORK,
 	HT_SPACE_EXEC,
 	HT_SPACE_EXIT,	/* the last thread of the group is gone */
+	HT_SPACE_MOVED,	/* to another cgroup */
+	HT_SPACE_CGROUP_GONE,	/* a cgroup was removed: cgroup_id only */
 };
 
 struct ht_space_event {
@@ -238,7 +240,9 @@ enum tier_exit_code {
 	TIER_CODE_OK = 0,
 	TIER_CODE_TIMEOUT = 1,
 	TIER_CODE_INVALID_ACTION = 2,
-	TIER_CODE_BUDGET = 3,
+	TIER_CODE_BUDGET = 3,	/* asks, epoch after epoch, for more moves than it may and takes them back */
+	TIER_CODE_NEVER_CLASSIFIES = 4, /* gives neither heat nor action, though there are samples */
+	TIER_CODES,
 };
 
 struct tier_exit_info {
@@ -261,10 +265,13 @@ enum hypertier_policy_flags {
  * arguments are the values of mmapable one-entry ARRAY maps: one call, no copy.
  */
 #define HT_RANGES_MAX 65536
+#define HT_CALLS_MAX 256		/* scopes at once */
+#define HT_CALL_RANGES 2048	/* entries a call of the policy takes; more go in several calls */
+#define HT_CALL_PAIRS 1024
+#define HT_CALL_RESULTS 1024
 #define HT_WALKS_MAX 8192
 #define HT_PAGES_MAX 262144
 #define HT_PAIRS_MAX 65536
-#define HT_ADMITS_MAX 2048
 #define HT_SPACES_MAX 4096
 #define HT_MAPPINGS_MAX 65536
 
@@ -274,11 +281,18 @@ struct ht_run {
 	__u64 budget_ns;	/* in: time for all callbacks together; 0: no bound */
 	__u32 nr;		/* in: entries used of the array beside it */
 	__s32 status;		/* out: 0; -ENOENT: empty seat; -ETIME: over budget;
-				 * -EINVAL: invalid action or header */
+				 * -EINVAL: invalid action or header; -ECANCELED: ejected
+				 * before, the seat waits for another policy */
 	__u32 done;		/* out: entries handled by the policy */
-	__u32 _pad;
+	__u32 first;		/* in: entries of this epoch in calls before; epoch_begin is called at 0 */
 	__u64 policy_ns;	/* out: time spent in callbacks */
 	__u64 generation;	/* out: of the policy that answered */
+	__u64 seat;		/* in: cgroup id of the seat that answers; 0: scope.cgroup_id */
+	/*
+	 * out: kind TIER_EXIT_EJECTED when the policy broke a rule, in this run or,
+	 * status -ECANCELED, before; else TIER_EXIT_NONE
+	 */
+	struct tier_exit_info exit;
 };
 
 /* hypertier_admit: may the policy's scope swap pages of these ranges? */
@@ -287,6 +301,23 @@ struct tier_pair {
 	struct tier_range cold;	/* in the fast tier; start == end: free room, no partner */
 	__u32 pages;		/* 4 KiB pages each way */
 	__u32 admitted;		/* out: 0 or 1; 1 where the policy has no admit */
+};
+
+/*
+ * The buffer between one scope and its policy: each scope has its own, so that
+ * a slow policy holds up nobody else. A SYSCALL program gets its number.
+ */
+struct ht_call {
+	struct ht_run run;
+	union {
+		struct tier_range ranges[HT_CALL_RANGES];
+		struct tier_pair pairs[HT_CALL_PAIRS];
+		struct tier_result results[HT_CALL_RESULTS];
+	};
+};
+
+struct ht_call_number {
+	__u32 number;
 };
 
 /* hypertier_mappings: what a space maps, read only where it changed */
@@ -469,5 +500,17 @@ struct ht_module_info {
 #define HT_IOC_TIERS _IOW('H', 2, struct ht_tiers)
 #define HT_IOC_RESTORE _IOW('H', 3, struct ht_restore)
 #define HT_IOC_FORGET _IO('H', 4)	/* drop what HT_IOC_RESTORE left behind */
+/* Returns when no interrupt handler that ran before is running any more. */
+#define HT_IOC_SETTLE _IO('H', 5)
+
+/* What a seat holds, and why its policy was ejected, if it was. -ENOENT: empty. */
+struct ht_seat {
+	__u64 cgroup_id;	/* in */
+	__u64 generation;	/* of the policy in it; HT_IOC_EJECT: in, -ESTALE if it has left */
+	struct tier_exit_info exit; /* kind NONE: it runs; HT_IOC_EJECT: in, code and message */
+	char name[32];
+};
+#define HT_IOC_SEAT _IOWR('H', 6, struct ht_seat)
+#define HT_IOC_EJECT _IOW('H', 7, struct ht_seat) /* for rules that the engine watches */
 
 #endif /* HYPERTIER_ABI_H */

@@ -32,7 +32,7 @@ class LoadedAdapter : public Adapter {
     }
     auto mover = Mover::open(options.syscall_nodes);
     if (!mover) return std::unexpected(mover.error());
-    auto sampler = Sampler::open(granules);
+    auto sampler = Sampler::open(granules, options.settle);
     if (!sampler) return std::unexpected(sampler.error());
     auto spaces = SpaceWatcher::open();
     if (!spaces) return std::unexpected(spaces.error());
@@ -57,6 +57,7 @@ class LoadedAdapter : public Adapter {
   }
 
   Machine& machine() override { return *mover_; }
+  Result<std::unique_ptr<PolicyCaller>> policy_caller() override { return mover_->caller(); }
   SampleSource& samples() override {
     if (abit_) return *abit_;
     return *sampler_;

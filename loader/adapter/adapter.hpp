@@ -10,7 +10,7 @@
 //   auto source = choose_source(...);             // sources/source.hpp
 //   settings.seat(); adapter->start(*source);     // first seat
 //   poll {adapter->events_fd(), POLLIN} -> adapter->events(handler)
-//   engine.epoch(adapter->machine(), adapter->samples(), ...)
+//   Engine engine(adapter->machine(), adapter->samples()); engine.epoch(...)
 //   adapter->stop(); settings.restore();          // last unload
 #pragma once
 
@@ -37,6 +37,9 @@ struct AdapterOptions {
   std::filesystem::path pins = "/sys/fs/bpf/hypertier/v1";  // empty: pin nothing
   // Read accessed bits instead of sampling, in so much of all CPUs' time; 0: sample.
   double bits_cpu_share = 0;
+  // Returns when no sampler that ran before runs any more: Module::settle, which
+  // waits for no policy in its callback. Empty: a grace period, which does.
+  std::function<Result<>()> settle;
 };
 
 // What the sampler program itself costs, from the kernel's BPF statistics.
@@ -72,6 +75,8 @@ class Adapter {
   virtual ~Adapter() = default;  // stops and unpins
 
   virtual Machine& machine() = 0;
+  // One for each scope; the adapter must outlive it.
+  virtual Result<std::unique_ptr<PolicyCaller>> policy_caller() = 0;
   virtual SampleSource& samples() = 0;
 
   // Starts watching processes and sampling on every CPU. Sends an

@@ -59,6 +59,19 @@ Result<> Module::set_tiers(const ht_tiers& tiers) const {
   return {};
 }
 
+Result<> Module::settle() const {
+  if (ioctl(fd_, HT_IOC_SETTLE) < 0) return fail_errno("the module hypertier cannot wait for the samplers", errno);
+  return {};
+}
+
+void Module::eject(__u64 cgroup_id, __u64 generation, const tier_exit_info& exit) const {
+  ht_seat seat{};
+  seat.cgroup_id = cgroup_id;
+  seat.generation = generation;
+  seat.exit = exit;
+  (void)ioctl(fd_, HT_IOC_EJECT, &seat);
+}
+
 Result<> Module::leave_restore(int fd, std::string_view value) const {
   ht_restore restore{};
   if (value.size() > sizeof(restore.value))

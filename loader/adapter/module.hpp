@@ -24,6 +24,12 @@ class Module {
 
   [[nodiscard]] Result<ht_module_info> info() const;
   [[nodiscard]] Result<> set_tiers(const ht_tiers& tiers) const;
+  // Returns when no interrupt handler that ran before, no sampler therefore, is
+  // running any more.
+  [[nodiscard]] Result<> settle() const;
+  // The policy of that generation in the seat broke a rule that the engine
+  // watches: the module tells it so when it leaves. Nothing if it has left.
+  void eject(__u64 cgroup_id, __u64 generation, const tier_exit_info& exit) const;
   // At close, the module writes value to the open file fd.
   [[nodiscard]] Result<> leave_restore(int fd, std::string_view value) const;
   // Drops everything that leave_restore() handed over.

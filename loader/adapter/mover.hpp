@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Machine over bpf/mover.bpf.c: the maps are mapped once, a call is one run of
-// a SYSCALL program.
+// Machine and PolicyCaller over bpf/mover.bpf.c: the maps are mapped once, a
+// call is one run of a SYSCALL program.
 #pragma once
 
 #include <array>
@@ -20,9 +20,9 @@ class Mover : public Machine {
   static Result<std::unique_ptr<Mover>> open(const std::optional<std::array<int, HT_TIERS>>& syscall_nodes = {});
   ~Mover() override;
 
-  std::span<tier_range> ranges() override { return {ranges_.as<tier_range>(), HT_RANGES_MAX}; }
-  std::span<tier_pair> admits() override { return {admits_.as<tier_pair>(), HT_ADMITS_MAX}; }
-  std::span<tier_result> results() override { return {results_.as<tier_result>(), HT_ADMITS_MAX}; }
+  // The mover must outlive it.
+  Result<std::unique_ptr<PolicyCaller>> caller();
+
   ht_spaces_run& spaces() override { return *spaces_.as<ht_spaces_run>(); }
   std::span<const ht_mapping> mappings() override { return {mappings_.as<ht_mapping>(), HT_MAPPINGS_MAX}; }
   ht_walks_run& walks() override { return *walks_.as<ht_walks_run>(); }
@@ -30,20 +30,18 @@ class Mover : public Machine {
   std::span<ht_pair> pairs() override { return {pairs_.as<ht_pair>(), HT_PAIRS_MAX}; }
 
   [[nodiscard]] Result<> run_spaces() override;
-  [[nodiscard]] Result<> run_classify(ht_run& run) override;
-  [[nodiscard]] Result<> run_admit(ht_run& run) override;
-  [[nodiscard]] Result<> run_moved(ht_run& run) override;
   [[nodiscard]] Result<> run_walks() override;
   [[nodiscard]] Result<> run_exchange(ht_exchange_run& run) override;
 
  private:
+  friend class Caller;
   Mover() = default;
-  Result<> run(const bpf_program* program);
-  Result<> run_policy(const bpf_program* program, ht_run& run);
 
   mover_bpf* skeleton_ = nullptr;
   std::optional<std::array<int, HT_TIERS>> syscall_nodes_;
-  MappedMap run_, ranges_, admits_, results_, spaces_, mappings_, walks_, pages_, pairs_, exchange_;
+  MappedMap spaces_, mappings_, walks_, pages_, pairs_, exchange_;
+  std::mutex numbers_lock_;
+  std::array<bool, HT_CALLS_MAX> numbers_{};  // of ht_call maps, in use
 };
 
 }  // namespace hypertier

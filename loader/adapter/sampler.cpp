@@ -30,13 +30,18 @@ void store(T& shared, T value) {
   std::atomic_ref(shared).store(value, std::memory_order_release);
 }
 
-// Waits until every sampler that may have started before has ended. GLOBAL is
+// Waits until every sampler that may have started before has ended, where the
+// module is not there to do it. GLOBAL is
 // synchronize_rcu(): perf runs its BPF programs under rcu_read_lock(), and from
 // NMI, interrupt or with preemption off besides, all of which a grace period
 // waits for. With one CPU the kernel skips the wait, rightly: whoever runs this
 // line has interrupted no sampler. Its full barrier orders our store of
 // `active` before every later sampler's load.
-int membarrier_global() { return static_cast<int>(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0)); }
+Result<> grace_period() {
+  if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) < 0)
+    return fail_errno("cannot wait for the samplers of the last epoch", errno);
+  return {};
+}
 
 constexpr std::uint32_t kHintsMin = 8192;  // as many as the BPF object declares
 
@@ -47,17 +52,17 @@ __u32 hint_of(const ht_granule_key& key) {
 
 }  // namespace
 
-Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules) {
+Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules, std::function<Result<>()> settle) {
   // Up to 2^22 = 8 TiB of tracked memory; the cursors wrap by mask.
   if (granules < 2 || granules > 1U << 22)
     return fail("cannot track " + std::to_string(granules) + " granules",
                 "tierd --granules takes 2 to 4194304");
-  long commands = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
-  if (commands < 0 || !(commands & MEMBARRIER_CMD_GLOBAL))
+  long commands = settle ? 0 : syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
+  if (!settle && (commands < 0 || !(commands & MEMBARRIER_CMD_GLOBAL)))
     return fail("this kernel has no membarrier(MEMBARRIER_CMD_GLOBAL)", "boot without nohz_full");
 
   std::uint32_t capacity = std::bit_ceil(granules);
-  std::unique_ptr<Sampler> sampler(new Sampler(capacity));
+  std::unique_ptr<Sampler> sampler(new Sampler(capacity, settle ? std::move(settle) : grace_period));
   LibbpfMessages messages;
   sampler->skeleton_ = sampler_bpf__open();
   if (!sampler->skeleton_) return messages.fail("cannot open the sampler's BPF object", errno);
@@ -258,10 +263,9 @@ Result<> Sampler::drain(const std::function<void(const ht_granule&)>& fold) {
   auto* control = &this->control();
   __u32 set = load(control->active);
   store(control->active, set ^ 1);
-  if (membarrier_global() < 0) {
-    int err = errno;
+  if (auto settled = settle_(); !settled) {
     store(control->active, set);
-    return fail_errno("cannot wait for the samplers of the last epoch", err);
+    return settled;
   }
   clear_hints(leaving);
 

@@ -3,8 +3,9 @@
 // feed them.
 #pragma once
 
-#include <filesystem>
 #include <algorithm>
+#include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -20,8 +21,8 @@ namespace hypertier {
 
 class Sampler : public SampleSource {
  public:
-  // granules is rounded up to a power of two.
-  static Result<std::unique_ptr<Sampler>> open(std::uint32_t granules);
+  // granules is rounded up to a power of two. settle: see AdapterOptions.
+  static Result<std::unique_ptr<Sampler>> open(std::uint32_t granules, std::function<Result<>()> settle = {});
   ~Sampler() override;
 
   [[nodiscard]] Result<> start(const ChosenSource& source);
@@ -55,7 +56,7 @@ class Sampler : public SampleSource {
     ~Attached() { bpf_link__destroy(link); }
   };
 
-  explicit Sampler(std::uint32_t capacity) : slots_(capacity) {}
+  Sampler(std::uint32_t capacity, std::function<Result<>()> settle) : settle_(std::move(settle)), slots_(capacity) {}
   Result<Attached> attach(const SourceEvent& event, int cpu);
   void follow_hotplug();
   Result<> attach_new_cpus(bool all_or_error);
@@ -63,6 +64,7 @@ class Sampler : public SampleSource {
   Result<> delete_keys(const std::vector<Slots::Leaving>& leaving);
   void clear_hints(const std::vector<Slots::Leaving>& leaving);
 
+  std::function<Result<>()> settle_;
   sampler_bpf* skeleton_ = nullptr;
   std::uint32_t hint_mask_ = 0;
   std::uint64_t counted_total_ = 0;  // samples drained

@@ -40,7 +40,8 @@ Result<> SpaceWatcher::start() {
   auto& programs = skeleton_->progs;
   for (auto [link, program] :
        {std::pair(&links.ht_fork, programs.ht_fork), std::pair(&links.ht_exec, programs.ht_exec),
-        std::pair(&links.ht_exit, programs.ht_exit)}) {
+        std::pair(&links.ht_exit, programs.ht_exit), std::pair(&links.ht_attach, programs.ht_attach),
+        std::pair(&links.ht_cgroup_gone, programs.ht_cgroup_gone)}) {
     *link = bpf_program__attach(program);
     if (!*link) {
       int err = errno;
@@ -55,7 +56,7 @@ Result<> SpaceWatcher::start() {
 
 void SpaceWatcher::stop() {
   auto& links = skeleton_->links;
-  for (auto* link : {&links.ht_fork, &links.ht_exec, &links.ht_exit}) {
+  for (auto* link : {&links.ht_fork, &links.ht_exec, &links.ht_exit, &links.ht_attach, &links.ht_cgroup_gone}) {
     bpf_link__destroy(*link);
     *link = nullptr;
   }

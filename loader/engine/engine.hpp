@@ -4,20 +4,31 @@
 // only through machine.hpp, so that all of it is tested without root.
 //
 // Use: construct when the first policy is seated (with the source that was
-// chosen), feed space_event() with what the kernel reports, call epoch() at the
-// end of each epoch, destroy when the last policy leaves. Not thread safe: one
-// thread owns an Engine; what others show is copied out with ranges() and
-// processes().
+// chosen), add_scope() for each cgroup that has a policy or a budget of its own
+// (the root is one like any other), feed space_event() with what the kernel
+// reports, call epoch() at the end of each epoch of a scope, destroy when the
+// last policy leaves.
+//
+// Threads. Each scope has a thread of its own that calls its epoch(); whatever a
+// policy does there, no other scope waits for it. Shared are the intake (who
+// belongs where, and the draining of the samples: each scope's epoch drains all
+// and puts aside what is another's) and the machine's buffers, both behind locks
+// that are not held over a callback. Everything else is safe from any thread;
+// add_scope() and remove_scope() are one thread's.
 #pragma once
 
 #include <array>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "../machine.hpp"
+#include "guards.hpp"
+#include "history.hpp"
 
 namespace hypertier {
 
@@ -56,6 +67,21 @@ struct EngineSettings {
   // Free room of the fast tier that moves leave to the kernel's allocator, as
   // a share of the tier (TPP keeps 2 %).
   double fast_reserve_share = 0.02;
+  // A move that takes one of the last so many epochs back is a reversal. A range
+  // at least half of whose moves of an epoch are reversals is left where it is
+  // for cool_epochs, twice as long each time it happens again soon.
+  __u32 reversal_epochs = 8;
+  __u32 cool_epochs = 4;
+  __u32 cool_max_epochs = 32;
+  // Pages whose last move is remembered, a power of two; 24 bytes each, taken
+  // with the first move.
+  std::size_t remembered_moves = 1 << 16;
+  // What a policy is ejected for, besides its answers and its time.
+  ConductSettings conduct;
+  // Heat history for explain: epochs, and ranges of all of them together (48
+  // bytes each).
+  std::size_t history_epochs = 32;
+  std::size_t history_ranges = 1 << 17;
 };
 
 // What the engine cannot know by itself. Pages are 4 KiB.
@@ -65,14 +91,22 @@ struct EpochInput {
   __u64 fast_free_pages = 0;      // free in it now
   __u64 slow_free_pages = 0;      // free in the slow tier now
   __u64 fast_capacity_pages = 0;  // what the scope may use of the fast tier
-  __u64 tier_pages[HT_TIERS] = {HT_UNKNOWN64, HT_UNKNOWN64};  // used by the scope, per tier
+  __u64 fast_max_pages = HT_UNKNOWN64;  // its bound: what is beyond it is demoted, hot or not
+  __u64 surplus_pages = 0;        // of its fast memory that siblings need: demoted as well
+  bool accounts = false;          // keeps track of all its residency: it has a bound, or siblings
+  __u64 seat = 0;                 // cgroup id of the seat that answers; 0: the scope's own
+  __u64 tier_pages[HT_TIERS] = {HT_UNKNOWN64, HT_UNKNOWN64};  // used by the scope, per tier; unknown: what walks found
   __u32 cpus = 1;                 // online
   __u32 period = 1;               // misses per sample
   __u64 budget_ns = 0;            // for the policy's callbacks of one run; 0: no bound
-  bool moves = true;              // false: classify only (HT_POLICY_NO_MOVES, a dry run)
+  bool moves = true;              // false: classify only, and keep the bounds (HT_POLICY_NO_MOVES)
   __u32 exchange_flags = 0;       // enum ht_exchange_flags
   bool estimated = false;         // the policy wants estimated ranges (HT_POLICY_ESTIMATED)
-  // Called when a classify run ended with a status other than 0. True: another
+  __u64 rate_bytes_per_s = 0;     // of pages that change tiers, both ways together; 0: no limit
+  bool dry_run = false;           // decides everything, moves nothing
+  bool is_default = false;        // the seated policy is the default: there is none to take its place
+  // Called when a run ended with a status other than 0, or broke a rule that the
+  // engine watches (status 0; exit has the reason). True: another
   // policy is seated by now, run the epoch with that one. False or empty:
   // nothing is moved in this epoch.
   std::function<bool(const ht_run&)> policy_failed;
@@ -87,6 +121,10 @@ enum class Decision {
   kAllHotFast,     // all that is hot and was looked at is in the fast tier
   kNothingColder,  // hot pages in slow memory, but nothing colder in fast memory, and no room
   kAllRefused,     // the policy's admit refused every pair
+  kOverBudget,     // nothing but demotion: over fast_max, or siblings need it
+  kRateLimited,    // there is a plan, but the rate allows no page of it now
+  kCooling,        // what is hot and in slow memory was moved to and fro lately
+  kDryRun,         // a plan was made, and not carried out
 };
 const char* decision_name(Decision decision);      // "moved", "no_moves", ...
 const char* move_result_name(enum ht_move_result result);  // "done", "gone", "pinned", ...
@@ -98,8 +136,9 @@ enum class Stray {
   kUnknownSpace,  // no living process of that space is known (yet)
   kUnmapped,      // outside of the mappings known; they are read again
   kNotManaged,    // in a mapping too small to manage
+  kNoScope,       // of a process that no scope manages
 };
-inline constexpr int kStrays = 3;
+inline constexpr int kStrays = 4;
 const char* stray_name(Stray stray);  // "unknown_space", ...
 
 // Counters since construction; all monotonic.
@@ -122,7 +161,38 @@ struct EngineTotals {
   __u64 policy_failures_total = 0;
   __u64 splits_total = 0;
   __u64 merges_total = 0;
+  __u64 reversed_pages_total = 0;      // moves that took a recent one back
+  __u64 rate_limited_pages_total = 0;  // planned, left for want of rate
+  __u64 dry_run_pages_total = 0;       // planned towards the fast tier, not moved
 };
+
+// What was done with one range in an epoch (a dry run: would have been).
+struct MoveRecord {
+  __u64 space = 0;
+  __u64 start = 0;
+  __u64 end = 0;
+  __u32 pid = 0;
+  __u32 heat = 0;
+  __u32 cut_heat = 0;           // of the last range above the cut
+  __u32 displaced_by_heat = 0;  // hottest that took its place; 0: none
+  __u32 promoted_pages = 0;
+  __u32 demoted_pages = 0;
+  __u32 failed_pages = 0;
+  __u32 refused_pages = 0;
+  __u32 reversed_pages = 0;
+};
+inline constexpr std::size_t kMovesShown = 32;
+
+// How a scope's resident pages are spread over heat, in measure that can be
+// compared between scopes: samples per page and second, whatever its policy
+// calls hot. Quarter octaves; bucket 0 is what had no sample.
+inline constexpr int kDensityBuckets = 128;
+struct Demand {
+  std::array<__u64, kDensityBuckets> pages{};
+  __u64 fast_pages = 0;  // resident
+  __u64 slow_pages = 0;
+};
+int density_bucket(double samples_per_page_second);
 
 // What one epoch did.
 struct EpochReport {
@@ -156,7 +226,16 @@ struct EpochReport {
   __u64 planned_hot_only = 0;
   __u64 planned_cold_only = 0;
   __u64 planned_pages = 0;     // towards the fast tier
+  __u64 over_pages = 0;        // beyond its bound, or siblings' need: to be demoted
   __u64 refused_pages = 0;
+  __u64 reversed_pages = 0;
+  __u64 rate_limited_pages = 0;  // planned within the budget, but beyond the rate
+  __u64 dry_run_pages = 0;
+  __u32 cooling_ranges = 0;      // above the cut, and left alone
+  std::vector<MoveRecord> moves;  // the kMovesShown largest
+  __u32 moved_ranges = 0;        // all that something was done with
+
+  Demand demand;  // only if the scope accounts
 
   ht_exchange_run moved{};  // what the mover reported
 };
@@ -167,46 +246,90 @@ struct RangeView {
   std::string comm;
 };
 
+enum RangeNote : __u8 {
+  kRangeHot = 1 << 0,      // above the cut
+  kRangeHeld = 1 << 1,     // the policy's admit refused it lately
+  kRangeCooling = 1 << 2,  // moved to and fro lately
+};
+
+// Why a page is where it is.
+struct Explanation {
+  RangeView view;
+  __u8 notes = 0;         // enum RangeNote
+  __u32 rank = 0;         // by heat, from 0
+  __u32 ranges = 0;
+  __u64 page_tier_pages[HT_TIERS] = {0, 0};  // the page itself, now: 1 where it is
+  std::vector<PastRange> history;            // newest first
+};
+
 struct ProcessView {
   __u32 pid = 0;
   std::string comm;
   __u64 space = 0;
   __u64 cgroup_id = 0;
-  __u64 rss_pages = HT_UNKNOWN64;  // anonymous and shmem, both tiers
-  __u32 ranges = 0;
+  __u64 scope = 0;  // cgroup id of its scope; 0: none
 };
 
-class Spaces;
+class Roster;
 class Scope;
 
 class Engine {
  public:
-  Engine(Machine& machine, SampleSource& source, const EngineSettings& settings = {});
+  using PathOf = std::function<std::optional<std::string>(__u64 cgroup_id)>;
+
+  // path_of: see Roster.
+  Engine(Machine& machine, SampleSource& source, const EngineSettings& settings = {}, PathOf path_of = {});
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // A process came, went or changed its space.
+  // From its next epoch on it manages the processes below that cgroup that no
+  // nearer scope manages. path: below the v2 root, "/" for the root.
+  Scope& add_scope(__u64 cgroup_id, const std::string& path, std::unique_ptr<PolicyCaller> caller);
+  // Its processes fall to the nearest scope above. Not during its epoch.
+  void remove_scope(Scope& scope);
+
+  // A process came, went, changed its space or its cgroup.
   void space_event(const ht_space_event& event);
+  // Events, and what is known of processes, for as long as `take` runs.
+  Result<> space_events(const std::function<Result<>(Roster&)>& take);
 
-  // Ends the epoch: steps 1 to 7 of docs/architecture.md. An error means that
-  // the machine failed; a policy's failure is in the report.
-  [[nodiscard]] Result<EpochReport> epoch(const EpochInput& input);
+  // Ends an epoch of the scope: steps 1 to 7 of docs/architecture.md. An error
+  // means that the machine failed; a policy's failure is in the report.
+  [[nodiscard]] Result<EpochReport> epoch(Scope& scope, const EpochInput& input);
 
-  const EngineTotals& totals() const { return totals_; }
   const EngineSettings& settings() const { return settings_; }
 
-  // Copies. pid: only the ranges of that process.
-  std::vector<RangeView> ranges(std::optional<__u32> pid = {}) const;
+  // Copies, as the last epoch left it.
+  EngineTotals totals(const Scope& scope) const;
+  EngineTotals totals() const;  // of all scopes there have been
+  std::optional<EpochReport> report(const Scope& scope) const;
+  // Of the source, when the last epoch of any scope ended.
+  ht_sampler_stats sampler_stats() const;
+  // pid: only the ranges of that process.
+  std::vector<RangeView> ranges(const Scope& scope, std::optional<__u32> pid = {}) const;
   std::vector<ProcessView> processes() const;
+  // Nothing: no range of the scope holds that address of the process.
+  [[nodiscard]] Result<std::optional<Explanation>> explain(const Scope& scope, __u32 pid, __u64 address) const;
 
  private:
+  Result<> drain(Scope& scope, const EpochInput& input, __u64& samples, ht_sampler_stats& stats,
+                 EpochReport& report);
+
   Machine& machine_;
   SampleSource& source_;
   EngineSettings settings_;
-  EngineTotals totals_;
-  std::unique_ptr<Spaces> spaces_;
-  std::unique_ptr<Scope> root_;
+
+  // The roster, the source and every scope's inbox. Held while samples are
+  // drained, never over a callback or a move.
+  mutable std::mutex intake_;
+  std::unique_ptr<Roster> roster_;
+  std::map<__u64, std::unique_ptr<Scope>> scopes_;  // by cgroup id
+
+  // What is shown: every scope's published_, and these.
+  mutable std::mutex shown_;
+  EngineTotals ended_totals_;  // of scopes that are gone
+  ht_sampler_stats stats_{};
 };
 
 }  // namespace hypertier

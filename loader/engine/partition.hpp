@@ -4,6 +4,7 @@
 // a radix tree) can take its place on the same samples.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 #include <span>
@@ -28,9 +29,26 @@ struct Residency {
   // The policy refused all of its pages: they are not offered again before then.
   __u64 held_until_epoch = 0;
   __u32 hold_epochs = 0;
+  // When its pages were seen to go to and fro, and for how many epochs after
+  // they stay where they are.
+  __u64 cooled_epoch = 0;
+  __u32 cool_epochs = 0;
 
   bool known() const { return tier_pages[HT_TIER_FAST] != HT_UNKNOWN64; }
   __u64 pages() const { return tier_pages[HT_TIER_FAST] + tier_pages[HT_TIER_SLOW]; }
+
+  // A page was moved to that tier. Where the page has been counted, in the last
+  // walk and in the one that goes on, it is counted there from now on.
+  void move(ht_page_t page, ht_tier to) {
+    const ht_tier from = to == HT_TIER_FAST ? HT_TIER_SLOW : HT_TIER_FAST;
+    auto count = [&](__u64* counts) {
+      const __u64 n = std::min(counts[from], __u64{1} << HT_PAGE_ORDER(page));
+      counts[from] -= n;
+      counts[to] += n;
+    };
+    if (known()) count(tier_pages);
+    if (HT_PAGE_ADDR(page) < cursor) count(partial_pages);
+  }
 };
 
 struct Adapted {

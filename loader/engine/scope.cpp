@@ -2,6 +2,7 @@
 #include "scope.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <unordered_map>
 
 #include "adaptive.hpp"
@@ -13,6 +14,9 @@ namespace {
 // Pages are listed and offered to the policy for so many times the budget, so
 // that a refusal or a failure is made up for by the next in rank.
 constexpr __u64 kOverplan = 4;
+// Pairs of ranges that a policy is asked about in an epoch. Ranges of single pages
+// are bounded by the plan: with fewer the budget would not be reached.
+constexpr std::size_t kGroupsMax = 2048;
 // Ranges per walk run: enough to pay for the call, few enough to stop in time.
 constexpr std::size_t kWalkBatch = 512;
 // Walk runs per epoch and direction.
@@ -30,12 +34,84 @@ __u64 bound_pages(const tier_range& range, const Residency& residency) {
 
 }  // namespace
 
-Scope::Scope(Machine& machine, Spaces& spaces, const EngineSettings& settings, __u64 cgroup_id)
-    : machine_(machine),
-      spaces_(spaces),
+void Inbox::add(const ht_granule& granule) {
+  auto [waiting, added] = granules.try_emplace({granule.space, granule.granule}, granule);
+  if (added) return;
+  ht_granule& sum = waiting->second;
+  sum.samples += granule.samples;
+  sum.stores += granule.stores;
+  for (std::size_t w = 0; w < std::size(sum.pages); ++w) {
+    // Two counts a word: each stops at its own end.
+    const __u32 low = std::min<__u32>((sum.pages[w] & 0xffff) + (granule.pages[w] & 0xffff), 0xffff);
+    const __u32 high = std::min<__u32>((sum.pages[w] >> 16) + (granule.pages[w] >> 16), 0xffff);
+    sum.pages[w] = high << 16 | low;
+  }
+}
+
+int density_bucket(double samples_per_page_second) {
+  if (!(samples_per_page_second > 0)) return 0;
+  constexpr double kLowest = -24;  // octave of bucket 1: one sample a second in 64 GiB
+  return 1 + std::clamp(static_cast<int>(4 * (std::log2(samples_per_page_second) - kLowest)), 0, kDensityBuckets - 2);
+}
+
+Scope::Scope(Machine& machine, std::unique_ptr<PolicyCaller> caller, const EngineSettings& settings, __u64 cgroup_id,
+             std::string path)
+    : published(settings),
+      machine_(machine),
+      caller_(std::move(caller)),
       settings_(settings),
       cgroup_id_(cgroup_id),
-      partition_(std::make_unique<AdaptivePartition>(settings)) {}
+      path_(std::move(path)),
+      spaces_(settings),
+      partition_(std::make_unique<AdaptivePartition>(settings)),
+      buffer_(std::make_unique_for_overwrite<tier_range[]>(HT_RANGES_MAX)),
+      moves_(settings.remembered_moves),
+      conduct_(settings.conduct) {}
+
+struct Scope::Watch final : Spaces::Watcher {
+  Scope& scope;
+  explicit Watch(Scope& s) : scope(s) {}
+  void mapped(__u64 space, std::span<const ht_mapping> managed) override {
+    scope.partition_->map(space, managed);
+    scope.managed_.push_back({space, scope.spaces_.pid_of(space), {managed.begin(), managed.end()}});
+  }
+  void unmapped(__u64 space, __u64 start, __u64 end) override { scope.forgotten_.push_back({space, start, end}); }
+  // Its granules go when the roster says that nobody has it: it may have moved
+  // to another scope.
+  void gone(__u64 space) override { scope.partition_->drop(space); }
+  void found(__u32 pid, __u64 space) override { scope.found_.push_back({pid, space}); }
+};
+
+Result<> Scope::begin(__u64 epoch, std::span<const ht_space_event> events, bool poll_all, EpochReport& report) {
+  epoch_ = epoch;
+  partition_->begin(epoch);
+  for (const ht_space_event& event : events) spaces_.event(event);
+  Watch watch(*this);
+  auto polled = spaces_.poll(epoch, poll_all, machine_, watch);
+  if (!polled) return std::unexpected(polled.error());
+  report.spaces_polled = polled->spaces;
+  report.mappings_read = polled->mappings;
+  return {};
+}
+
+void Scope::fold(const ht_granule& granule, EpochReport& report) {
+  spaces_.urgent(granule.space);
+  partition_->fold(granule, [&](__u64 address, __u32 count) {
+    report.stray_samples[static_cast<std::size_t>(spaces_.stray(granule.space, address))] += count;
+  });
+}
+
+void Scope::fold(const ht_bits& bits) {
+  // Only one with activity can have changed what it maps.
+  if (std::any_of(std::begin(bits.set), std::end(bits.set), [](__u64 word) { return word != 0; })) spaces_.urgent(bits.space);
+  partition_->fold(bits);
+}
+
+__u64 Scope::close(__u64 fast_pages) {
+  const __u64 samples = partition_->close(fast_pages);
+  bits_interval_ns = partition_->bits_interval_ns();
+  return samples;
+}
 
 // Another kind of ranges starts with what is mapped and no counts.
 void Scope::use(const EpochInput& input) {
@@ -46,32 +122,83 @@ void Scope::use(const EpochInput& input) {
     partition_ = std::make_unique<AdaptivePartition>(settings_);
   partition_->begin(epoch_);
   for (const auto& [id, space] : spaces_.spaces()) partition_->map(id, spaces_.managed(space));
-  partition_->close(input.fast_capacity_pages);
+  partition_->close(std::min(input.fast_capacity_pages, input.fast_max_pages));
 }
 
-Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochReport& report) {
-  epoch_ = epoch;
+Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report) {
   use(input);
   if (auto done = look(report); !done) return done;
-  ranges_ = machine_.ranges().first(partition_->fill(machine_.ranges()));
+  ranges_ = {buffer_.get(), partition_->fill({buffer_.get(), HT_RANGES_MAX})};
   for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
-  hot_.clear();
-  cold_.clear();
-  touched_.clear();
   results_.resize(ranges_.size());
-  is_touched_.assign(ranges_.size(), false);
+  reversed_pages_.resize(ranges_.size());
+  displaced_by_heat_.resize(ranges_.size());
+  rate_.set(input.rate_bytes_per_s);
+  rate_.refill(input.epoch_ns);
   budget_pages_ = std::max(settings_.max_move_min_pages,
                            static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
-  walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
   if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
+  report.ranges_visited += ranges_.size();
+  if (input.accounts)
+    if (auto done = account(report); !done) return done;
+  describe(input, samples, report);
 
+  // Twice if the first policy leaves on the way: nothing was moved by then.
+  for (int round = 0; round < 2; ++round) {
+    hot_.clear();
+    cold_.clear();
+    touched_.clear();
+    is_touched_.assign(ranges_.size(), false);
+    retaken_ = false;
+    ranked_.clear();
+    cut_ = 0;
+    auto classified = classify(input, report);
+    if (!classified) return std::unexpected(classified.error());
+    if (!*classified) {
+      // Without an answer nothing is split or merged either.
+      report.decision = Decision::kPolicyFailed;
+      note(report);
+      return {};
+    }
+    report.decision = Decision::kNoMoves;
+    if (input.moves || input.accounts) {
+      rank();
+      report.ranges_visited += ranges_.size();
+    }
+    if (input.moves)
+      if (auto done = promote(input, report); !done) return done;
+    if (!retaken_) break;
+    partition_->clear_trial();  // what the one that left had put on trial
+  }
+  if (input.accounts && report.decision != Decision::kPolicyFailed) {
+    if (auto done = keep_bounds(input, report); !done) return done;
+  }
+  if (!touched_.empty() && report.decision != Decision::kPolicyFailed && !input.dry_run)
+    if (auto done = feed_back(input, report); !done) return done;
+  if (input.accounts) measure_demand(report);
+  if (!input.dry_run) cool();
+  note(report);
+
+  Adapted adapted = partition_->adapt(last_);
+  report.splits = adapted.splits;
+  report.merges = adapted.merges;
+  report.splits_refused = adapted.splits_refused;
+  return {};
+}
+
+// The scope as the policy sees it.
+void Scope::describe(const EpochInput& input, __u64 samples, EpochReport& report) {
   report.scope = {};
   report.scope.cgroup_id = cgroup_id_;
-  report.scope.epoch = epoch;
+  report.scope.epoch = epoch_;
   report.scope.epoch_ns = input.epoch_ns;
-  report.scope.fast_capacity_pages = input.fast_capacity_pages;
-  report.scope.tier_pages[HT_TIER_FAST] = input.tier_pages[HT_TIER_FAST];
-  report.scope.tier_pages[HT_TIER_SLOW] = input.tier_pages[HT_TIER_SLOW];
+  report.scope.fast_capacity_pages = std::min(input.fast_capacity_pages, input.fast_max_pages);
+  own_pages_[HT_TIER_FAST] = own_pages_[HT_TIER_SLOW] = 0;
+  for (const tier_range& range : ranges_)
+    for (int t = 0; t < HT_TIERS; ++t)
+      if (range.tier_pages[t] != HT_UNKNOWN64) own_pages_[t] += range.tier_pages[t];
+  for (int t = 0; t < HT_TIERS; ++t)
+    report.scope.tier_pages[t] = input.tier_pages[t] == HT_UNKNOWN64 ? own_pages_[t] : input.tier_pages[t];
   report.scope.samples = samples;
   report.scope.fast_tier_pages = input.fast_tier_pages;
   report.scope.ranges = static_cast<__u32>(ranges_.size());
@@ -85,54 +212,216 @@ Result<> Scope::run(const EpochInput& input, __u64 epoch, __u64 samples, EpochRe
   report.scope.trial_hits[HT_TIER_SLOW] = trial.hot_hits;
   report.scope.swap_ns = static_cast<__u64>(swap_ns_);
   partition_->clear_trial();
-  report.ranges_visited += ranges_.size();
+}
 
-  auto classified = classify(input, report);
-  if (!classified) return std::unexpected(classified.error());
-  if (!*classified) {
-    // Without an answer nothing is split or merged either.
-    report.decision = Decision::kPolicyFailed;
-    last_.assign(ranges_.begin(), ranges_.end());
+// Walks what may have changed since it was walked, so that the scope knows all
+// that it has in each tier: a space whose size and mappings are those of the
+// last poll, and in which nothing was moved, is believed.
+Result<> Scope::account(EpochReport& report) {
+  if (partition_->knows_pages()) return {};  // it had its walks in look()
+  walk_budget_pages_ = settings_.max_walk_pages;
+  std::vector<__u32> batch;
+  std::vector<Listed> none;
+  auto flush = [&]() -> Result<> {
+    if (batch.empty()) return {};
+    auto done = walk(batch, HT_TIER_NONE, 0, none, report);
+    batch.clear();
+    return done;
+  };
+  for (__u32 i = 0; i < ranges_.size() && walk_budget_pages_; ++i) {
+    const Residency& residency = partition_->residency(i);
+    auto space = spaces_.spaces().find(ranges_[i].space);
+    if (space == spaces_.spaces().end()) continue;
+    if (residency.known() && residency.walked_epoch >= space->second.changed_epoch &&
+        epoch_ - residency.walked_epoch < settings_.residency_epochs)
+      continue;
+    batch.push_back(i);
+    if (batch.size() == kWalkBatch)
+      if (auto done = flush(); !done) return done;
+  }
+  return flush();
+}
+
+// Exchanges cold pages of fast memory for hot ones of slow memory.
+Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
+  walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
+  if (auto done = select_hot(report); !done) return done;
+  if (ranked_.empty() || !ranges_[ranked_.front()].heat) {
+    report.decision = Decision::kNoHeat;
     return {};
   }
-
-  report.decision = Decision::kNoMoves;
-  if (input.moves) {
-    rank();
-    report.ranges_visited += ranges_.size();
-    if (auto done = select_hot(input, report); !done) return done;
-    if (ranked_.empty() || !ranges_[ranked_.front()].heat) {
-      report.decision = Decision::kNoHeat;
-    } else if (hot_.empty()) {
-      report.decision = any_held_ ? Decision::kAllRefused : Decision::kAllHotFast;
-    } else {
-      walk_budget_pages_ += settings_.max_walk_pages / 2;
-      if (auto done = select_cold(report); !done) return done;
-      auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
-      reserve = std::max(reserve, withheld_pages_);
-      __u64 room = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
-      std::vector<PlanEntry> plan = make_plan(hot_, cold_, ranges_, room, input.slow_free_pages);
-      report.decision = Decision::kNothingColder;
-      if (!plan.empty()) {
-        auto admitted = admit(input, plan, report);
-        if (!admitted) return std::unexpected(admitted.error());
-        report.decision = !*admitted     ? Decision::kPolicyFailed
-                          : plan.empty() ? Decision::kAllRefused
-                                         : Decision::kMoved;
-        if (*admitted && !plan.empty())
-          if (auto done = move(input, plan, report); !done) return done;
-        if (*admitted)
-          if (auto done = feed_back(input, report); !done) return done;
-      }
-    }
+  if (hot_.empty()) {
+    if (restless(input, {}, report)) return {};
+    report.decision = cooling_pages_ ? Decision::kCooling : any_held_ ? Decision::kAllRefused : Decision::kAllHotFast;
+    return {};
   }
+  walk_budget_pages_ += settings_.max_walk_pages / 2;
+  if (auto done = select_cold(report); !done) return done;
+  auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
+  reserve = std::max(reserve, withheld_pages_);
+  __u64 room = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
+  if (input.accounts) {
+    // Within its bounds a scope grows; beyond them it only exchanges.
+    const __u64 bound = report.scope.fast_capacity_pages;
+    room = std::min(room, bound > own_pages_[HT_TIER_FAST] ? bound - own_pages_[HT_TIER_FAST] : 0);
+  }
+  std::vector<PlanEntry> plan = make_plan(hot_, cold_, ranges_, room, input.slow_free_pages);
+  report.decision = Decision::kNothingColder;
+  if (plan.empty()) return {};
+  auto admitted = admit(input, plan, report);
+  if (!admitted) return std::unexpected(admitted.error());
+  report.decision = !*admitted ? Decision::kPolicyFailed : plan.empty() ? Decision::kAllRefused : Decision::kMoved;
+  if (report.decision != Decision::kMoved) return {};
 
-  last_.assign(ranges_.begin(), ranges_.end());
-  Adapted adapted = partition_->adapt(last_);
-  report.splits = adapted.splits;
-  report.merges = adapted.merges;
-  report.splits_refused = adapted.splits_refused;
+  if (restless(input, plan, report)) return {};
+  if (auto done = move(input, plan, budget_pages_, report); !done) return done;
+  // Here, where pairs are moved: demotion for the sake of a bound is no swap.
+  if (__u64 pages = report.moved.promoted_pages + report.moved.demoted_pages) {
+    const double ns = 2 * static_cast<double>(report.moved.ns) / static_cast<double>(pages);
+    swap_ns_ = swap_ns_ == 0 ? ns : swap_ns_ + kSwapSmoothing * (ns - swap_ns_);
+  }
+  if (input.dry_run) report.decision = Decision::kDryRun;
+  else if (report.rate_limited_pages && !report.moved.nr) report.decision = Decision::kRateLimited;
   return {};
+}
+
+// Does it ask for more and more moves, only to take them back? Then it is
+// expelled, before anything is moved.
+bool Scope::restless(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report) {
+  if (input.is_default) return false;
+  // What it asks for, with that which is being withheld from it.
+  __u64 wanted = cooling_pages_;
+  __u64 reversing = cooling_pages_;
+  const auto reverses = [&](__u32 range, ht_page_t page, ht_tier to) {
+    return page && moves_.reverses(ranges_[range].space, HT_PAGE_ADDR(page), to, epoch_, settings_.reversal_epochs);
+  };
+  for (const PlanEntry& entry : plan) {
+    wanted += entry.hot_pages();
+    if (reverses(entry.hot_range, entry.hot, HT_TIER_FAST) ||
+        (entry.cold && reverses(entry.cold_range, entry.cold, HT_TIER_SLOW)))
+      reversing += entry.hot_pages();
+  }
+  auto verdict = conduct_.asked(wanted, reversing, budget_pages_);
+  if (!verdict) return false;
+  ht_run run{};
+  run.scope = report.scope;
+  run.seat = input.seat;
+  run.generation = report.policy_generation;
+  retaken_ = expelled(input, *verdict, run);
+  report.decision = Decision::kPolicyFailed;
+  return true;
+}
+
+// Tells of a rule that the policy broke; the kernel saw nothing wrong. True:
+// another policy has the seat.
+bool Scope::expelled(const EpochInput& input, const Verdict& verdict, ht_run& run) {
+  run.status = 0;
+  run.exit.kind = TIER_EXIT_EJECTED;
+  run.exit.code = verdict.code;
+  run.exit.epoch = epoch_;
+  const std::size_t length = std::min(verdict.message.size(), sizeof(run.exit.message) - 1);
+  verdict.message.copy(run.exit.message, length);
+  run.exit.message[length] = 0;
+  return input.policy_failed && input.policy_failed(run);
+}
+
+// Demotes the coldest of what the scope has beyond its bound, or of what its
+// siblings need. The policy is not asked: it ranks, but the bound is its owner's.
+Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
+  __u64 fast = own_pages_[HT_TIER_FAST] + report.moved.promoted_pages;
+  fast -= std::min(fast, report.moved.demoted_pages);
+  const __u64 over = std::max(fast > input.fast_max_pages ? fast - input.fast_max_pages : 0, input.surplus_pages);
+  report.over_pages = over;
+  walk_budget_pages_ = settings_.max_walk_pages;
+  const std::size_t batch_size = walk_batch();
+  std::size_t rank = ranked_.size();
+  __u64 done_pages = 0;
+  while (done_pages < over && rank > 0) {
+    std::vector<__u32> batch;
+    for (__u64 bound = 0; rank > 0 && bound < over - done_pages && batch.size() < batch_size; --rank) {
+      const __u32 index = ranked_[rank - 1];
+      ++report.ranges_visited;
+      const Residency& residency = partition_->residency(index);
+      if (residency.known() && !residency.moved && !residency.tier_pages[HT_TIER_FAST]) continue;
+      // What this epoch moved may be on the list of a later walk; the mover tells.
+      batch.push_back(index);
+      bound += residency.known() ? residency.tier_pages[HT_TIER_FAST] : ranges_[index].mapped_pages;
+    }
+    if (batch.empty()) break;
+    std::vector<Listed> listed;
+    const __u64 moved_before = report.moved.demoted_pages;
+    if (auto walked = walk(batch, HT_TIER_FAST, over - done_pages, listed, report); !walked) return walked;
+    std::vector<PlanEntry> plan;
+    __u64 planned = 0;
+    for (const Listed& page : listed) {
+      if (planned >= over - done_pages) break;
+      plan.push_back({0, page.page, kNoRange, page.range});
+      planned += page.pages();
+    }
+    if (plan.empty()) {
+      if (!walk_budget_pages_) break;
+      continue;
+    }
+    if (auto moved = move(input, plan, HT_UNKNOWN64, report); !moved) return moved;
+    done_pages += report.moved.demoted_pages - moved_before;
+    if (input.dry_run || report.rate_limited_pages) break;
+  }
+  if (done_pages && report.decision != Decision::kMoved) report.decision = Decision::kOverBudget;
+  return {};
+}
+
+// By the counts of about eight epochs.
+void Scope::measure_demand(EpochReport& report) const {
+  constexpr int kScale = 1;
+  const double forgets = 1 - std::exp2(-1.0 / 8);
+  const double seconds = static_cast<double>(std::max<__u64>(report.scope.epoch_ns, 1)) / 1e9;
+  Demand& demand = report.demand;
+  demand.fast_pages = own_pages_[HT_TIER_FAST] + report.moved.promoted_pages;
+  demand.fast_pages -= std::min(demand.fast_pages, report.moved.demoted_pages);
+  demand.slow_pages = own_pages_[HT_TIER_FAST] + own_pages_[HT_TIER_SLOW];
+  demand.slow_pages -= std::min(demand.slow_pages, demand.fast_pages);
+  for (const tier_range& range : ranges_) {
+    if (range.tier_pages[HT_TIER_FAST] == HT_UNKNOWN64) continue;
+    const __u64 pages = range.tier_pages[HT_TIER_FAST] + range.tier_pages[HT_TIER_SLOW];
+    if (!pages) continue;
+    const double samples = range.count[kScale] * forgets / (1 << HT_COUNT_SHIFT);
+    demand.pages[static_cast<std::size_t>(density_bucket(samples / seconds / static_cast<double>(pages)))] += pages;
+  }
+}
+
+// Asks the policy about all entries, as many at a time as a call takes. False:
+// run.status says why there is no answer.
+Result<bool> Scope::call(ht_run& run, std::size_t entries, std::size_t per_call,
+                         Result<> (PolicyCaller::*ask)(ht_run&),
+                         const std::function<void(std::size_t, std::size_t)>& put,
+                         const std::function<void(std::size_t, std::size_t)>& get, EpochReport& report) {
+  const __u64 budget_ns = run.budget_ns;
+  __u64 spent_ns = 0;
+  std::size_t first = 0;
+  do {
+    const std::size_t count = std::min(entries - first, per_call);
+    put(first, count);
+    run.first = static_cast<__u32>(first);
+    run.nr = static_cast<__u32>(count);
+    // 0 is no bound: of one that is used up a nanosecond is left.
+    if (budget_ns) run.budget_ns = budget_ns > spent_ns ? budget_ns - spent_ns : 1;
+    if (auto done = (*caller_.*ask)(run); !done) return std::unexpected(done.error());
+    spent_ns += run.policy_ns;
+    report.policy_ns += run.policy_ns;
+    report.policy_status = run.status;
+    report.policy_generation = run.generation;
+    if (run.status) {
+      // As one call, for whoever is told of it.
+      run.done += static_cast<__u32>(first);
+      run.nr = static_cast<__u32>(entries);
+      run.budget_ns = budget_ns;
+      run.policy_ns = spent_ns;
+      return false;
+    }
+    get(first, count);
+    first += count;
+  } while (first < entries);
+  return true;
 }
 
 // False: no policy answered.
@@ -145,12 +434,31 @@ Result<bool> Scope::classify(const EpochInput& input, EpochReport& report) {
     ht_run run{};
     run.scope = report.scope;
     run.budget_ns = input.budget_ns;
-    run.nr = static_cast<__u32>(ranges_.size());
-    if (auto done = machine_.run_classify(run); !done) return std::unexpected(done.error());
-    report.policy_status = run.status;
-    report.policy_generation = run.generation;
-    report.policy_ns += run.policy_ns;
-    if (run.status == 0) return true;
+    run.seat = input.seat;
+    std::span<tier_range> buffer = caller_->ranges();
+    auto answered = call(
+        run, ranges_.size(), HT_CALL_RANGES, &PolicyCaller::run_classify,
+        [&](std::size_t first, std::size_t count) { std::copy_n(ranges_.data() + first, count, buffer.begin()); },
+        [&](std::size_t first, std::size_t count) { std::copy_n(buffer.begin(), count, ranges_.data() + first); }, report);
+    if (!answered) return answered;
+    if (*answered) {
+      if (conduct_.begin(run.generation)) {
+        moves_.clear();
+        seated_epoch_ = epoch_;
+      }
+      // One that moves nothing need not tell hot from cold.
+      if (!input.moves || input.is_default) return true;
+      bool heat = false;
+      bool action = false;
+      for (const tier_range& range : ranges_) {
+        heat |= range.heat != 0;
+        action |= range.action != TIER_KEEP;
+      }
+      auto verdict = conduct_.classified(report.scope.samples, heat, action);
+      if (!verdict) return true;
+      if (attempt || !expelled(input, *verdict, run)) break;
+      continue;
+    }
     if (attempt || !input.policy_failed || !input.policy_failed(run)) break;
   }
   return false;
@@ -178,6 +486,7 @@ std::size_t Scope::walk_batch() const { return partition_->knows_pages() ? HT_RA
 Result<> Scope::look(EpochReport& report) {
   std::vector<Partition::Span> spans = partition_->to_walk(walk_share());
   for (std::size_t done = 0; done < spans.size();) {
+    std::lock_guard hold(machine_.lock);
     ht_walks_run& run = machine_.walks();
     run.nr = 0;
     run.pages_used = 0;
@@ -216,23 +525,24 @@ Result<> Scope::look(EpochReport& report) {
   return {};
 }
 
-// Walks ranges, given by rank, each from where its last walk stopped, and lists
-// pages of one tier in that order.
-Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 list_max_pages,
-                     std::vector<Listed>& listed, EpochReport& report) {
+// Walks ranges, each from where its last walk stopped, and lists pages of one
+// tier in that order.
+Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages, std::vector<Listed>& listed,
+                     EpochReport& report) {
   if (partition_->knows_pages()) {
-    for (std::size_t r : ranks)
-      if (listed.size() < list_max_pages) partition_->list(ranked_[r], tier, list_max_pages, listed);
+    for (__u32 index : indices)
+      if (listed.size() < list_max_pages) partition_->list(index, tier, list_max_pages, listed);
     return {};
   }
+  std::lock_guard hold(machine_.lock);
   ht_walks_run& run = machine_.walks();
   run.nr = 0;
   run.pages_used = 0;
   run.ns = 0;
   std::vector<__u32> walked;
-  for (std::size_t r : ranks) {
-    const tier_range& range = ranges_[ranked_[r]];
-    const Residency& residency = partition_->residency(ranked_[r]);
+  for (__u32 index : indices) {
+    const tier_range& range = ranges_[index];
+    const Residency& residency = partition_->residency(index);
     auto space = spaces_.spaces().find(range.space);
     if (space == spaces_.spaces().end() || !walk_budget_pages_ || run.nr == HT_WALKS_MAX) continue;
     __u64 start = std::max(residency.cursor, range.start);
@@ -253,7 +563,7 @@ Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 lis
     w.pid = space->second.pids.front();
     w.list_tier = tier;
     w.list_max_pages = static_cast<__u32>(std::min<__u64>(list_max_pages, HT_UNKNOWN32));
-    walked.push_back(ranked_[r]);
+    walked.push_back(index);
   }
   if (!run.nr) return {};
   if (auto done = machine_.run_walks(); !done) return done;
@@ -291,23 +601,24 @@ Result<> Scope::walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 lis
 // From the hottest down as long as what is resident fits the capacity. The
 // range at the cut takes part with the pages that still fit: otherwise a range
 // larger than the tier would leave it to colder ones.
-Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
+Result<> Scope::select_hot(EpochReport& report) {
   const std::size_t batch_size = walk_batch();
-  const __u64 capacity = input.fast_capacity_pages;
+  const __u64 capacity = report.scope.fast_capacity_pages;
   const __u64 want = kOverplan * budget_pages_;
   __u64 resident = 0;
   __u64 wanted = 0;
   bool full = false;
   cut_ = 0;
   any_held_ = false;
+  cooling_pages_ = 0;
   auto hot = [&](std::size_t rank) { return rank < ranked_.size() && ranges_[ranked_[rank]].heat > 0; };
   for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
-    std::vector<std::size_t> batch;
+    std::vector<__u32> batch;
     std::size_t end = cut_;
     for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < batch_size; ++end) {
       const Residency& residency = partition_->residency(ranked_[end]);
       bool wanted_now = held(residency) ? !residency.known() : !fresh(residency) || residency.tier_pages[HT_TIER_SLOW];
-      if (wanted_now) batch.push_back(end);
+      if (wanted_now) batch.push_back(ranked_[end]);
       bound += bound_pages(ranges_[ranked_[end]], residency);
     }
     if (end == cut_) break;
@@ -325,7 +636,7 @@ Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
         fits = resident + fast < capacity ? capacity - resident - fast : 0;
       }
       for (; page != listed.end() && page->range == index; ++page) {
-        if (page->pages() > fits || wanted >= want || held(residency)) continue;
+        if (page->pages() > fits || wanted >= want || held(residency) || cooling(residency)) continue;
         fits -= page->pages();
         wanted += page->pages();
         hot_.push_back(*page);
@@ -333,6 +644,10 @@ Result<> Scope::select_hot(const EpochInput& input, EpochReport& report) {
       resident += std::min(pages, capacity - resident);
       if (residency.known()) report.hot_slow_pages += residency.tier_pages[HT_TIER_SLOW];
       any_held_ |= held(residency);
+      if (cooling(residency)) {
+        ++report.cooling_ranges;
+        if (residency.known()) cooling_pages_ += residency.tier_pages[HT_TIER_SLOW];
+      }
       report.cut_heat = ranges_[index].heat;
       ++report.ranges_visited;
     }
@@ -351,14 +666,15 @@ Result<> Scope::select_cold(EpochReport& report) {
   std::size_t rank = ranked_.size();
   __u64 found = 0;
   for (int round = 0; round < kWalkRounds && found < need; ++round) {
-    std::vector<std::size_t> batch;
+    std::vector<__u32> batch;
     for (__u64 bound = found; rank > 0 && bound < need && batch.size() < batch_size; --rank) {
       const __u32 index = ranked_[rank - 1];
       if (ranges_[index].heat >= hottest) break;
       ++report.ranges_visited;
       const Residency& residency = partition_->residency(index);
       if (fresh(residency) && !residency.tier_pages[HT_TIER_FAST]) continue;
-      batch.push_back(rank - 1);
+      if (cooling(residency)) continue;
+      batch.push_back(index);
       bound += residency.known() ? residency.tier_pages[HT_TIER_FAST] : ranges_[index].mapped_pages;
     }
     if (batch.empty()) break;
@@ -374,46 +690,49 @@ tier_result& Scope::result(__u32 range) {
     is_touched_[range] = true;
     touched_.push_back(range);
     results_[range] = {};
+    reversed_pages_[range] = displaced_by_heat_[range] = 0;
   }
   return results_[range];
 }
 
 // Drops what the policy refuses. False: no policy answered.
 Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report) {
-  std::span<tier_pair> pairs = machine_.admits();
+  std::vector<tier_pair> pairs;
   std::unordered_map<__u64, std::size_t> groups;
   auto key = [](const PlanEntry& entry) { return __u64{entry.hot_range} << 32 | entry.cold_range; };
-  std::vector<tier_pair> asked;
   std::vector<std::size_t> group_of;
   group_of.reserve(plan.size());
+  const std::size_t groups_max = partition_->knows_pages() ? plan.size() : kGroupsMax;
   for (const PlanEntry& entry : plan) {
     auto [group, added] = groups.try_emplace(key(entry), groups.size());
     if (added) {
-      tier_pair& pair = asked.emplace_back();
+      if (groups.size() > groups_max) {  // lowest in rank: another epoch
+        groups.erase(group);
+        break;
+      }
+      tier_pair& pair = pairs.emplace_back();
       pair.hot = ranges_[entry.hot_range];
       pair.hot.action = TIER_KEEP;
       if (entry.cold_range != kNoRange) pair.cold = ranges_[entry.cold_range];
     }
-    asked[group->second].pages += static_cast<__u32>(std::max(entry.hot_pages(), entry.cold_pages()));
+    pairs[group->second].pages += static_cast<__u32>(std::max(entry.hot_pages(), entry.cold_pages()));
     group_of.push_back(group->second);
   }
-  for (std::size_t first = 0; first < asked.size(); first += HT_ADMITS_MAX) {
-    ht_run run{};
-    run.scope = report.scope;
-    run.budget_ns = input.budget_ns;
-    run.nr = static_cast<__u32>(std::min<std::size_t>(asked.size() - first, HT_ADMITS_MAX));
-    std::copy_n(asked.begin() + static_cast<std::ptrdiff_t>(first), run.nr, pairs.begin());
-    if (auto done = machine_.run_admit(run); !done) return std::unexpected(done.error());
-    report.policy_ns += run.policy_ns;
-    if (run.status) {
-      report.policy_status = run.status;
-      if (input.policy_failed) input.policy_failed(run);
-      return false;
-    }
-    for (__u32 i = 0; i < run.nr; ++i) {
-      asked[first + i].admitted = pairs[i].admitted;
-      asked[first + i].hot.action = pairs[i].hot.action;
-    }
+  plan.resize(group_of.size());
+
+  ht_run run{};
+  run.scope = report.scope;
+  run.budget_ns = input.budget_ns;
+  run.seat = input.seat;
+  std::span<tier_pair> buffer = caller_->pairs();
+  auto answered = call(
+      run, pairs.size(), HT_CALL_PAIRS, &PolicyCaller::run_admit,
+      [&](std::size_t first, std::size_t count) { std::copy_n(&pairs[first], count, buffer.begin()); },
+      [&](std::size_t first, std::size_t count) { std::copy_n(buffer.begin(), count, &pairs[first]); }, report);
+  if (!answered) return answered;
+  if (!*answered) {
+    retaken_ = input.policy_failed && input.policy_failed(run);
+    return false;
   }
 
   // What moves, and what the policy would move if moves paid, is on trial: both
@@ -421,7 +740,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   __u64 tried = 0;
   for (std::size_t i = 0; i < plan.size() && tried < budget_pages_; ++i) {
     const PlanEntry& entry = plan[i];
-    const tier_pair& pair = asked[group_of[i]];
+    const tier_pair& pair = pairs[group_of[i]];
     if (!pair.admitted && pair.hot.action != TIER_TRY) continue;
     if (entry.hot) partition_->try_pages(ranges_[entry.hot_range].space, entry.hot, HT_TIER_SLOW);
     if (entry.cold) partition_->try_pages(ranges_[entry.cold_range].space, entry.cold, HT_TIER_FAST);
@@ -429,7 +748,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   }
 
   std::unordered_map<__u32, bool> taken;  // by hot range: is any of it admitted?
-  for (std::size_t i = 0; i < plan.size(); ++i) taken[plan[i].hot_range] |= asked[group_of[i]].admitted != 0;
+  for (std::size_t i = 0; i < plan.size(); ++i) taken[plan[i].hot_range] |= pairs[group_of[i]].admitted != 0;
   for (auto [range, any] : taken) {
     Residency& residency = partition_->residency(range);
     residency.hold_epochs = any ? 0 : std::clamp(2 * residency.hold_epochs, 1u, kHoldMax);
@@ -438,7 +757,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   std::size_t kept = 0;
   for (std::size_t i = 0; i < plan.size(); ++i) {
     const PlanEntry& entry = plan[i];
-    if (asked[group_of[i]].admitted) {
+    if (pairs[group_of[i]].admitted) {
       plan[kept++] = entry;
       continue;
     }
@@ -453,22 +772,53 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
 
 // Carries the plan out until the budget is used; what fails is made up for by
 // the entries that follow.
-Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report) {
-  std::span<ht_pair> pairs = machine_.pairs();
+Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, __u64 budget_pages,
+                     EpochReport& report) {
   __u64 promoted = 0;
   __u64 demoted = 0;
-  for (std::size_t next = 0; next < plan.size();) {
+  bool limited = false;
+  for (std::size_t next = 0; next < plan.size() && !limited;) {
     __u64 up = promoted;
     __u64 down = demoted;
     std::size_t end = next;
     for (; end < plan.size() && end - next < HT_PAIRS_MAX; ++end) {
-      if (up + plan[end].hot_pages() > budget_pages_ || down + plan[end].cold_pages() > budget_pages_) break;
+      const __u64 hot = plan[end].hot_pages();
+      const __u64 cold = plan[end].cold_pages();
+      if (up + hot > budget_pages || down + cold > budget_pages) break;
+      if (up - promoted + hot + down - demoted + cold > rate_.pages()) {
+        for (std::size_t i = end; i < plan.size() && up + plan[i].hot_pages() <= budget_pages; ++i) {
+          up += plan[i].hot_pages();
+          report.rate_limited_pages += std::max(plan[i].hot_pages(), plan[i].cold_pages());
+        }
+        limited = true;
+        break;
+      }
       up += plan[end].hot_pages();
       down += plan[end].cold_pages();
     }
     if (end == next) break;
+    for (const PlanEntry& entry : plan.subspan(next, end - next))
+      if (entry.cold && entry.hot_range != kNoRange) {
+        result(entry.cold_range);
+        __u32& by = displaced_by_heat_[entry.cold_range];
+        by = std::max(by, ranges_[entry.hot_range].heat);
+      }
+    if (input.dry_run) {
+      for (const PlanEntry& entry : plan.subspan(next, end - next)) {
+        if (entry.hot) result(entry.hot_range).promoted_pages += static_cast<__u32>(entry.hot_pages());
+        if (entry.cold) result(entry.cold_range).demoted_pages += static_cast<__u32>(entry.cold_pages());
+        promoted += entry.hot_pages();
+        demoted += entry.cold_pages();
+        report.dry_run_pages += entry.hot_pages();
+        rate_.spend(entry.hot_pages() + entry.cold_pages());
+      }
+      next = end;
+      continue;
+    }
 
     // Room is made before it is taken.
+    std::lock_guard hold(machine_.lock);
+    std::span<ht_pair> pairs = machine_.pairs();
     ht_exchange_run run{};
     run.flags = input.exchange_flags;
     auto emit = [&](bool hot, bool cold) {
@@ -506,7 +856,12 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
         tier_result& hot = result(entry.hot_range);
         (pair.hot_result == HT_MOVE_DONE ? hot.promoted_pages : hot.failed_pages) +=
             static_cast<__u32>(entry.hot_pages());
-        partition_->residency(entry.hot_range).moved = true;
+        Residency& residency = partition_->residency(entry.hot_range);
+        residency.moved = true;
+        if (pair.hot_result == HT_MOVE_DONE) {
+          residency.move(entry.hot, HT_TIER_FAST);
+          remember(entry.hot_range, entry.hot, HT_TIER_FAST, report);
+        }
         partition_->placed(pair.hot_space, entry.hot, static_cast<ht_move_result>(pair.hot_result), HT_TIER_FAST);
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
           withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
@@ -517,7 +872,12 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
         tier_result& cold = result(entry.cold_range);
         (pair.cold_result == HT_MOVE_DONE ? cold.demoted_pages : cold.failed_pages) +=
             static_cast<__u32>(entry.cold_pages());
-        partition_->residency(entry.cold_range).moved = true;
+        Residency& residency = partition_->residency(entry.cold_range);
+        residency.moved = true;
+        if (pair.cold_result == HT_MOVE_DONE) {
+          residency.move(entry.cold, HT_TIER_SLOW);
+          remember(entry.cold_range, entry.cold, HT_TIER_SLOW, report);
+        }
         partition_->placed(pair.cold_space, entry.cold, static_cast<ht_move_result>(pair.cold_result), HT_TIER_SLOW);
       }
     }
@@ -534,34 +894,96 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, E
     sum.ns += run.ns;
     promoted += run.promoted_pages;
     demoted += run.demoted_pages;
+    rate_.spend(run.promoted_pages + run.demoted_pages);
     next = end;
-  }
-  if (__u64 pages = report.moved.promoted_pages + report.moved.demoted_pages) {
-    double ns = 2 * static_cast<double>(report.moved.ns) / static_cast<double>(pages);
-    swap_ns_ = swap_ns_ == 0 ? ns : swap_ns_ + kSwapSmoothing * (ns - swap_ns_);
   }
   return {};
 }
 
-Result<> Scope::feed_back(const EpochInput& input, EpochReport& report) {
-  std::span<tier_result> results = machine_.results();
-  for (std::size_t first = 0; first < touched_.size(); first += HT_ADMITS_MAX) {
-    ht_run run{};
-    run.scope = report.scope;
-    run.budget_ns = input.budget_ns;
-    run.nr = static_cast<__u32>(std::min<std::size_t>(touched_.size() - first, HT_ADMITS_MAX));
-    for (__u32 i = 0; i < run.nr; ++i) {
-      results[i] = results_[touched_[first + i]];
-      results[i].range = ranges_[touched_[first + i]];
-    }
-    if (auto done = machine_.run_moved(run); !done) return done;
-    report.policy_ns += run.policy_ns;
-    if (run.status) {
-      report.policy_status = run.status;
-      if (input.policy_failed) input.policy_failed(run);
-      return {};
-    }
+void Scope::remember(__u32 range, ht_page_t page, ht_tier to, EpochReport& report) {
+  const __u64 space = ranges_[range].space;
+  const __u64 address = HT_PAGE_ADDR(page);
+  if (moves_.reverses(space, address, to, epoch_, settings_.reversal_epochs)) {
+    const __u32 pages = 1U << HT_PAGE_ORDER(page);
+    reversed_pages_[range] += pages;
+    report.reversed_pages += pages;
   }
+  moves_.moved(space, address, to, epoch_);
+}
+
+// Ranges whose pages go to and fro stay where they are for a while.
+void Scope::cool() {
+  for (__u32 range : touched_) {
+    const tier_result& moved = results_[range];
+    if (!reversed_pages_[range] || 2 * reversed_pages_[range] < moved.promoted_pages + moved.demoted_pages) continue;
+    Residency& residency = partition_->residency(range);
+    const bool again = residency.cool_epochs && epoch_ <= residency.cooled_epoch + 3 * residency.cool_epochs;
+    residency.cool_epochs =
+        again ? std::min(2 * residency.cool_epochs, settings_.cool_max_epochs) : settings_.cool_epochs;
+    residency.cooled_epoch = epoch_;
+  }
+}
+
+std::vector<tier_result> Scope::last_moved() const {
+  std::vector<tier_result> list;
+  list.reserve(touched_.size());
+  for (__u32 range : touched_) {
+    list.push_back(results_[range]);
+    list.back().range = last_[range];
+  }
+  return list;
+}
+
+// Leaves what the epoch decided for those who look.
+void Scope::note(EpochReport& report) {
+  last_.assign(ranges_.begin(), ranges_.end());
+  last_notes_.assign(ranges_.size(), 0);
+  if (report.decision == Decision::kPolicyFailed) touched_.clear();
+  for (std::size_t rank = 0; rank < cut_ && rank < ranked_.size(); ++rank) last_notes_[ranked_[rank]] |= kRangeHot;
+  for (__u32 i = 0; i < ranges_.size(); ++i) {
+    const Residency& residency = partition_->residency(i);
+    if (held(residency)) last_notes_[i] |= kRangeHeld;
+    if (cooling(residency)) last_notes_[i] |= kRangeCooling;
+  }
+
+  report.moves.clear();
+  report.moved_ranges = 0;
+  for (__u32 i : touched_) {
+    const tier_result& moved = results_[i];
+    if (!moved.promoted_pages && !moved.demoted_pages && !moved.failed_pages && !moved.refused_pages) continue;
+    ++report.moved_ranges;
+    const tier_range& range = ranges_[i];
+    report.moves.push_back({range.space, range.start, range.end, range.pid, range.heat, report.cut_heat,
+                            displaced_by_heat_[i], moved.promoted_pages, moved.demoted_pages, moved.failed_pages,
+                            moved.refused_pages, reversed_pages_[i]});
+  }
+  const auto size = [](const MoveRecord& move) {
+    return __u64{move.promoted_pages} + move.demoted_pages + move.failed_pages + move.refused_pages;
+  };
+  const std::size_t shown = std::min(kMovesShown, report.moves.size());
+  std::partial_sort(report.moves.begin(), report.moves.begin() + static_cast<std::ptrdiff_t>(shown), report.moves.end(),
+                    [&](const MoveRecord& a, const MoveRecord& b) { return size(a) > size(b); });
+  report.moves.resize(shown);
+}
+
+Result<> Scope::feed_back(const EpochInput& input, EpochReport& report) {
+  ht_run run{};
+  run.scope = report.scope;
+  run.budget_ns = input.budget_ns;
+  run.seat = input.seat;
+  std::span<tier_result> buffer = caller_->results();
+  auto answered = call(
+      run, touched_.size(), HT_CALL_RESULTS, &PolicyCaller::run_moved,
+      [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = 0; i < count; ++i) {
+          const __u32 range = touched_[first + i];
+          buffer[i] = results_[range];
+          buffer[i].range = ranges_[range];
+        }
+      },
+      [](std::size_t, std::size_t) {}, report);
+  if (!answered) return std::unexpected(answered.error());
+  if (!*answered && input.policy_failed) input.policy_failed(run);
   return {};
 }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What one scope (the whole guest, later a cgroup) does with its ranges: ask
-// the policy, rank, cut, walk, plan, move. All its state is its own, so that
-// scopes can run beside each other.
+// What one scope (a cgroup, the root one among them) does with its ranges: ask
+// the policy, rank, cut, walk, plan, move, keep its bounds. Its state is its own,
+// so that scopes run beside each other; what others leave for it is in its inbox.
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -16,24 +17,82 @@
 
 namespace hypertier {
 
+// What other scopes' epochs and the roster leave for a scope until its next
+// epoch. Behind the engine's intake lock.
+struct Inbox {
+  std::vector<ht_space_event> events;
+  std::map<std::pair<__u64, __u64>, ht_granule> granules;  // by space, granule
+  std::vector<ht_bits> bits;
+
+  void add(const ht_granule& granule);
+};
+
 class Scope {
  public:
-  Scope(Machine& machine, Spaces& spaces, const EngineSettings& settings, __u64 cgroup_id);
+  Scope(Machine& machine, std::unique_ptr<PolicyCaller> caller, const EngineSettings& settings, __u64 cgroup_id,
+        std::string path);
 
-  Partition& partition() { return *partition_; }
+  __u64 cgroup_id() const { return cgroup_id_; }
+  const std::string& path() const { return path_; }
 
-  // Steps 3 to 7 of an epoch whose samples are folded.
-  [[nodiscard]] Result<> run(const EpochInput& input, __u64 epoch, __u64 samples, EpochReport& report);
+  // Steps of an epoch, in this order. What a poll found out is left in
+  // forgotten(), managed() and found().
+  [[nodiscard]] Result<> begin(__u64 epoch, std::span<const ht_space_event> events, bool poll_all, EpochReport& report);
+  void fold(const ht_granule& granule, EpochReport& report);
+  void fold(const ht_bits& bits);
+  __u64 close(__u64 fast_pages);  // as Partition::close
+  [[nodiscard]] Result<> run(const EpochInput& input, __u64 samples, EpochReport& report);
 
-  // The ranges as the last run left them.
+  struct Forgotten {
+    __u64 space, start, end;
+  };
+  std::vector<Forgotten>& forgotten() { return forgotten_; }
+  struct Managed {
+    __u64 space;
+    __u32 pid;
+    std::vector<ht_mapping> mappings;
+  };
+  std::vector<Managed>& managed() { return managed_; }
+  std::vector<std::pair<__u32, __u64>>& found() { return found_; }  // pid, space
+
+  // Behind the engine's intake lock.
+  Inbox inbox;
+  __u64 bits_interval_ns = 0;  // as Partition::bits_interval_ns
+  // Behind the engine's lock of what is shown: as the last epoch left it.
+  struct Published {
+    EngineTotals totals;
+    std::optional<EpochReport> report;
+    std::vector<tier_range> ranges;
+    std::vector<__u8> notes;  // enum RangeNote, by range
+    History history;
+    explicit Published(const EngineSettings& settings) : history(settings.history_epochs, settings.history_ranges) {}
+  } published;
+  // The ranges as the last run left them, with notes, and what was moved.
   std::span<const tier_range> last() const { return last_; }
+  std::span<const __u8> last_notes() const { return last_notes_; }
+  std::vector<tier_result> last_moved() const;
 
  private:
+  struct Watch;
+
+  void describe(const EpochInput& input, __u64 samples, EpochReport& report);
+  [[nodiscard]] Result<> account(EpochReport& report);
+  [[nodiscard]] Result<> promote(const EpochInput& input, EpochReport& report);
+  [[nodiscard]] Result<> keep_bounds(const EpochInput& input, EpochReport& report);
+  void measure_demand(EpochReport& report) const;
+  Result<bool> call(ht_run& run, std::size_t entries, std::size_t per_call, Result<> (PolicyCaller::*ask)(ht_run&),
+                    const std::function<void(std::size_t, std::size_t)>& put,
+                    const std::function<void(std::size_t, std::size_t)>& get, EpochReport& report);
+  bool restless(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report);
+  bool expelled(const EpochInput& input, const Verdict& verdict, ht_run& run);
+  void remember(__u32 range, ht_page_t page, ht_tier to, EpochReport& report);
+  void cool();
+  void note(EpochReport& report);
   [[nodiscard]] Result<bool> classify(const EpochInput& input, EpochReport& report);
   void rank();
-  [[nodiscard]] Result<> select_hot(const EpochInput& input, EpochReport& report);
+  [[nodiscard]] Result<> select_hot(EpochReport& report);
   [[nodiscard]] Result<> select_cold(EpochReport& report);
-  [[nodiscard]] Result<> walk(std::span<const std::size_t> ranks, ht_tier tier, __u64 list_max_pages,
+  [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report);
   void use(const EpochInput& input);
   [[nodiscard]] Result<> look(EpochReport& report);
@@ -41,17 +100,35 @@ class Scope {
   __u64 walk_share() const { return std::min<__u64>(settings_.max_walk_pages / 4, HT_PAGES_MAX); }
   bool fresh(const Residency& residency) const;
   bool held(const Residency& residency) const { return epoch_ < residency.held_until_epoch; }
+  // Under another policy than the one that moved it, it is free again.
+  bool cooling(const Residency& residency) const {
+    return residency.cool_epochs && residency.cooled_epoch >= seated_epoch_ &&
+           epoch_ <= residency.cooled_epoch + residency.cool_epochs;
+  }
   [[nodiscard]] Result<bool> admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report);
-  [[nodiscard]] Result<> move(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report);
+  [[nodiscard]] Result<> move(const EpochInput& input, std::span<const PlanEntry> plan, __u64 budget_pages,
+                              EpochReport& report);
   [[nodiscard]] Result<> feed_back(const EpochInput& input, EpochReport& report);
 
   Machine& machine_;
-  Spaces& spaces_;
+  const std::unique_ptr<PolicyCaller> caller_;
   const EngineSettings& settings_;
   const __u64 cgroup_id_;
+  const std::string path_;
+  Spaces spaces_;
   std::unique_ptr<Partition> partition_;
   double swap_ns_ = 0;  // measured cost of a pair of 4 KiB moves, smoothed; 0: none yet
+  // HT_RANGES_MAX; memory that is not used is never touched.
+  std::unique_ptr<tier_range[]> buffer_;
+  std::vector<Forgotten> forgotten_;
+  std::vector<Managed> managed_;
+  std::vector<std::pair<__u32, __u64>> found_;
   std::vector<tier_range> last_;
+  std::vector<__u8> last_notes_;
+  RateLimit rate_;
+  MoveHistory moves_;
+  Conduct conduct_;
+  __u64 seated_epoch_ = 0;  // first of the policy that answers
   // Free pages of the fast tier that the kernel would not give out when asked,
   // because of its watermarks, and when to ask again.
   __u64 withheld_pages_ = 0;
@@ -59,10 +136,13 @@ class Scope {
 
   // of the epoch in progress
   __u64 epoch_ = 0;
+  __u64 own_pages_[HT_TIERS] = {0, 0};  // resident, as far as walks know
   std::span<tier_range> ranges_;
   std::vector<__u32> ranked_;  // range indices, hottest first
   std::size_t cut_ = 0;        // ranks below it are hot
   bool any_held_ = false;      // above the cut
+  __u64 cooling_pages_ = 0;    // above the cut, in slow memory
+  bool retaken_ = false;       // another policy took the seat within this epoch
   __u64 budget_pages_ = 0;
   __u64 walk_budget_pages_ = 0;
   std::vector<Listed> hot_;
@@ -70,6 +150,8 @@ class Scope {
   std::vector<tier_result> results_;  // by range; only those in touched_ are valid
   std::vector<__u32> touched_;
   std::vector<bool> is_touched_;
+  std::vector<__u32> reversed_pages_;     // by range, as results_
+  std::vector<__u32> displaced_by_heat_;
   tier_result& result(__u32 range);
 };
 

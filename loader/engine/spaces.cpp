@@ -76,7 +76,7 @@ __u32 Spaces::pid_of(__u64 space) const {
   return found == spaces_.end() ? 0 : found->second.pids.front();
 }
 
-Result<Spaces::Polled> Spaces::poll(__u64 epoch, Machine& machine, Watcher& watcher) {
+Result<Spaces::Polled> Spaces::poll(__u64 epoch, bool all, Machine& machine, Watcher& watcher) {
   Polled polled;
   for (__u64 space : gone_)
     if (!spaces_.contains(space)) watcher.gone(space);
@@ -91,7 +91,8 @@ Result<Spaces::Polled> Spaces::poll(__u64 epoch, Machine& machine, Watcher& watc
   };
   for (__u64 id : std::exchange(urgent_, {}))
     if (auto found = spaces_.find(id); found != spaces_.end()) want(id, found->second);
-  std::size_t share = (spaces_.size() + settings_.poll_epochs - 1) / std::max(1u, settings_.poll_epochs);
+  const __u32 in_epochs = all ? 1 : std::max(1u, settings_.poll_epochs);
+  std::size_t share = (spaces_.size() + in_epochs - 1) / in_epochs;
   for (auto next = spaces_.upper_bound(rotation_); share && !spaces_.empty(); --share, ++next) {
     if (next == spaces_.end()) next = spaces_.begin();
     want(next->first, next->second);
@@ -115,6 +116,7 @@ Result<Spaces::Polled> Spaces::poll(__u64 epoch, Machine& machine, Watcher& watc
 
 // One run over as many as fit; what is left in wanted did not fit.
 Result<> Spaces::ask(std::vector<ht_space_req>& wanted, Machine& machine, Watcher& watcher, Polled& polled) {
+  std::lock_guard hold(machine.lock);
   ht_spaces_run& run = machine.spaces();
   std::size_t first = wanted.size() - std::min<std::size_t>(wanted.size(), HT_SPACES_MAX);
   run.nr = static_cast<__u32>(wanted.size() - first);
@@ -141,7 +143,10 @@ void Spaces::answer(const ht_space_req& asked, const ht_space_req& got, Machine&
     auto process = processes_.find(asked.pid);
     if (process == processes_.end()) return;
     if (!asked.space || got.error != -ESRCH) {
-      if (!asked.space) processes_.erase(process);
+      if (!asked.space) {
+        processes_.erase(process);
+        watcher.found(asked.pid, 0);
+      }
       return;
     }
     leave(asked.pid, asked.space);
@@ -150,10 +155,14 @@ void Spaces::answer(const ht_space_req& asked, const ht_space_req& got, Machine&
     urgent(asked.space);
     return;
   }
-  if (!asked.space) bind(asked.pid, got.space);
+  if (!asked.space) {
+    bind(asked.pid, got.space);
+    watcher.found(asked.pid, got.space);
+  }
   auto found = spaces_.find(got.space);
   if (found == spaces_.end()) return;
   Space& space = found->second;
+  if (space.rss_pages != got.tier_rss_pages || got.seq != asked.seq) space.changed_epoch = epoch_;
   space.rss_pages = got.tier_rss_pages;
   if (got.seq == asked.seq && asked.seq != 0) return;
   space.seq = got.seq;

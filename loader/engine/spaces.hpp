@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Which processes live in which address space, and what each space maps. A
-// space lives as long as a process of it does.
+// Of one scope: which of its processes live in which address space, and what
+// each space maps. A space lives as long as a process of it does.
 #pragma once
 
 #include <map>
@@ -25,6 +25,7 @@ struct Space {
   __u64 seq = 0;                     // change stamp of mappings
   __u64 rss_pages = HT_UNKNOWN64;
   __u64 polled_epoch = 0;
+  __u64 changed_epoch = 0;  // its mappings or its size differed from the poll before
   __u64 urgent_epoch = 0;  // is in urgent_ since
 };
 
@@ -37,6 +38,8 @@ class Spaces {
     virtual void mapped(__u64 space, std::span<const ht_mapping> managed) = 0;
     virtual void unmapped(__u64 space, __u64 start, __u64 end) = 0;
     virtual void gone(__u64 space) = 0;
+    // A process that no event told of: it has another space by now; 0: it is gone.
+    virtual void found(__u32 pid, __u64 space) = 0;
   };
   struct Polled {
     __u64 spaces = 0;
@@ -52,8 +55,8 @@ class Spaces {
   void urgent(__u64 space);
 
   // Reads the change stamps of urgent spaces and of a rotating share of the
-  // others, the mappings of those that changed, and tells the watcher.
-  [[nodiscard]] Result<Polled> poll(__u64 epoch, Machine& machine, Watcher& watcher);
+  // others (or of all), the mappings of those that changed, and tells the watcher.
+  [[nodiscard]] Result<Polled> poll(__u64 epoch, bool all, Machine& machine, Watcher& watcher);
 
   // All of a space that is to be managed, as mapped() tells it.
   std::vector<ht_mapping> managed(const Space& space) const;

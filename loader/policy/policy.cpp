@@ -25,8 +25,9 @@ namespace {
 constexpr char kSection[] = ".struct_ops.link";
 constexpr char kType[] = "hypertier_policy";
 
-// libbpf explains itself through one global callback only.
-std::string* g_libbpf_log = nullptr;
+// libbpf explains itself through one global callback only, in the thread that
+// called it. Scopes load their default policies beside the main thread's loads.
+thread_local std::string* g_libbpf_log = nullptr;
 
 int keep_libbpf_log(libbpf_print_level level, const char* format, va_list arguments) {
   if (g_libbpf_log == nullptr || level == LIBBPF_DEBUG) return 0;
@@ -44,18 +45,18 @@ int keep_libbpf_log(libbpf_print_level level, const char* format, va_list argume
 
 class LibbpfLog {
  public:
-  LibbpfLog() : before_(libbpf_set_print(keep_libbpf_log)) { g_libbpf_log = &text_; }
-  ~LibbpfLog() {
-    g_libbpf_log = nullptr;
-    libbpf_set_print(before_);
+  // The callback stays: another thread may be in need of it.
+  LibbpfLog() {
+    libbpf_set_print(keep_libbpf_log);
+    g_libbpf_log = &text_;
   }
+  ~LibbpfLog() { g_libbpf_log = nullptr; }
   LibbpfLog(const LibbpfLog&) = delete;
   LibbpfLog& operator=(const LibbpfLog&) = delete;
   const std::string& text() const { return text_; }
 
  private:
   std::string text_;
-  libbpf_print_fn_t before_;
 };
 
 std::vector<std::string> lines_of(const std::string& text) {
@@ -444,6 +445,29 @@ Result<> PolicyObject::load(std::uint64_t cgroup_id) {
   return fail("the kernel does not take policy " + info_.name + ": " +
                   (why.empty() ? std::string(std::strerror(-error)) : why),
               "`tierctl doctor` says what is missing here");
+}
+
+PolicyIds PolicyObject::ids() const {
+  PolicyIds ids;
+  if (object_ == nullptr) return ids;
+  bpf_program* program = nullptr;
+  bpf_object__for_each_program(program, object_) {
+    const int fd = bpf_program__fd(program);
+    bpf_prog_info info{};
+    __u32 length = sizeof(info);
+    if (fd >= 0 && bpf_prog_get_info_by_fd(fd, &info, &length) == 0)
+      ids.programs.push_back({bpf_program__name(program), info.id, info.run_cnt, info.run_time_ns});
+  }
+  bpf_map* map = nullptr;
+  bpf_object__for_each_map(map, object_) {
+    const int fd = bpf_map__fd(map);
+    bpf_map_info info{};
+    __u32 length = sizeof(info);
+    if (fd < 0 || bpf_map_get_info_by_fd(fd, &info, &length) != 0) continue;
+    if (map == map_) ids.map = info.id;
+    else ids.maps.push_back({bpf_map__name(map), libbpf_bpf_map_type_str(bpf_map__type(map)), info.id});
+  }
+  return ids;
 }
 
 Result<Seat> Seat::take(PolicyObject& policy) {

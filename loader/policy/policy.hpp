@@ -42,6 +42,22 @@ struct PolicyInfo {
   std::vector<PolicySetting> settings;
 };
 
+// How the kernel calls a loaded policy.
+struct PolicyIds {
+  std::uint32_t map = 0;  // of its struct_ops object
+  struct Program {
+    std::string name;
+    std::uint32_t id = 0;
+    std::uint64_t runs_total = 0, ns_total = 0;  // while BPF statistics are on
+  };
+  std::vector<Program> programs;
+  struct Map {
+    std::string name, type;
+    std::uint32_t id = 0;
+  };
+  std::vector<Map> maps;  // its own
+};
+
 class PolicyObject {
  public:
   // bytes: the whole file. file: how to call it in messages. Everything that
@@ -63,6 +79,8 @@ class PolicyObject {
   Result<> set(const std::string& key, const std::string& value);
   // Gives it to the verifier for the seat of that cgroup; it is not seated yet.
   Result<> load(std::uint64_t cgroup_id);
+  // After load().
+  PolicyIds ids() const;
   // What libbpf and the verifier said in load().
   const std::string& load_log() const { return load_log_; }
 

@@ -12,6 +12,7 @@
 #include <hypertier/abi.h>
 
 #include "adapter/adapter.hpp"
+#include "adapter/cgroups.hpp"
 #include "policy/policy.hpp"
 #include "tierctl/output.hpp"
 
@@ -76,6 +77,16 @@ std::string nonzero(const Json& counts) {
   return text;
 }
 
+std::string names_of(const Json& list) {
+  std::string text;
+  for (const auto& item : list) text += (text.empty() ? "" : ", ") + item.get<std::string>();
+  return text;
+}
+
+std::string rate_words(const Json& bytes_per_s) {
+  return bytes_per_s == 0 ? "at any rate" : "at most " + size_text(bytes_per_s) + "/s";
+}
+
 Json policy_json(const PolicyObject& policy) {
   const PolicyInfo& info = policy.info();
   Json json;
@@ -122,6 +133,31 @@ std::string first_line(const std::filesystem::path& path) {
 
 }  // namespace
 
+// The policy is seated; is it still, some epochs later? The exit code says so.
+static int wait_and_see(const Context& context, const LoadArguments& arguments, const Json& loaded) {
+  Json message = request("status");
+  message["cgroup"] = arguments.cgroup;
+  std::optional<std::uint64_t> first;
+  for (;;) {
+    auto reply = ask_tierd(context.socket, message);
+    if (!reply) return print_error(reply.error(), context.json);
+    const Json& scope = (*reply)["scopes"][0];
+    if (scope["generation"] != loaded["generation"]) {
+      const Json& exit = scope["last_exit"];
+      const std::string reason = exit.is_null() ? "it left its seat" : exit["reason"].get<std::string>();
+      const std::string said = exit.is_null() ? "" : exit["message"].get<std::string>();
+      return print_error({"policy " + loaded["policy"].get<std::string>() + " did not last " + std::to_string(arguments.wait_epochs) +
+                              " epochs: " + reason,
+                          said.empty() ? "`tierctl events` says more" : "it said: " + said, 0},
+                         context.json);
+    }
+    const auto epochs = scope["counters"]["epochs_total"].get<std::uint64_t>();
+    if (!first) first = epochs;
+    if (epochs >= *first + arguments.wait_epochs) return 0;
+    usleep(50'000);
+  }
+}
+
 // ------------------------------------------------------------------- seats
 
 int command_load(const Context& context, const LoadArguments& arguments) {
@@ -136,19 +172,21 @@ int command_load(const Context& context, const LoadArguments& arguments) {
   message["file"] = file->file;
   message["cgroup"] = arguments.cgroup;
   message["settings"] = std::move(*settings);
+  if (!arguments.rate.empty()) message["rate"] = arguments.rate;
+  message["dry_run"] = arguments.dry_run;
   auto reply = ask_tierd(context.socket, std::move(message), file->fd.get());
   if (!reply) return print_error(reply.error(), context.json);
   if (context.json) {
     print_json(*reply);
   } else {
     const Json& r = *reply;
-    std::printf("policy %s is seated%s, samples come from %s\n", r["policy"].get<std::string>().c_str(),
+    std::printf("policy %s is seated%s, samples come from %s%s\n", r["policy"].get<std::string>().c_str(),
                 r["replaced"].is_null() ? "" : (" in place of " + r["replaced"].get<std::string>()).c_str(),
-                r["source"].get<std::string>().c_str());
+                r["source"].get<std::string>().c_str(), arguments.dry_run ? "; a dry run: nothing is moved" : "");
   }
   for (const auto& warning : (*reply)["warnings"])
     std::fprintf(stderr, "tierctl: warning: %s\n", warning.get<std::string>().c_str());
-  return 0;
+  return arguments.wait_epochs != 0 ? wait_and_see(context, arguments, *reply) : 0;
 }
 
 int command_restore(const Context& context, const std::string& cgroup) {
@@ -185,15 +223,75 @@ int command_unload(const Context& context, const std::string& cgroup, bool force
   } else if ((*reply)["policy"].is_null()) {
     std::puts("no policy was seated");
   } else {
-    std::printf("policy %s is unloaded, the machine is as it was before\n", (*reply)["policy"].get<std::string>().c_str());
+    std::printf("policy %s is unloaded, %s\n", (*reply)["policy"].get<std::string>().c_str(),
+                (*reply)["seats_left"] == 0 ? "the machine is as it was before" : "the policy above it takes its processes");
   }
   return 0;
 }
 
 // ------------------------------------------------------------------ status
 
-int command_status(const Context& context) {
-  auto reply = ask_tierd(context.socket, request("status"));
+namespace {
+
+void print_scope(const Json& status, const Json& scope) {
+  const Json& counters = scope["counters"];
+  const std::string state = scope["state"], cgroup = scope["cgroup"];
+  if (scope["policy"].is_null()) {
+    std::printf("%s: no policy is seated (%s); `tierctl load %s%s` seats the default\n", cgroup.c_str(), state.c_str(),
+                status["default_policy"].get<std::string>().c_str(), cgroup == "/" ? "" : (" --cgroup " + cgroup).c_str());
+    if (!scope["error"].is_null())
+      std::printf("the saved policy could not be seated: %s\nHINT: %s\n", scope["error"]["message"].get<std::string>().c_str(),
+                  scope["error"]["hint"].get<std::string>().c_str());
+  } else {
+    const auto pages = [&](const char* name) { return counters[name].get<std::uint64_t>() * HT_PAGE_SIZE; };
+    const auto epochs = counters["epochs_total"].get<std::uint64_t>();
+    const auto runs = counters["sampler_runs_total"].get<std::uint64_t>();
+    const std::string seat = scope["seat"];
+    std::vector<std::vector<std::string>> rows = {
+        {"cgroup", cgroup},
+        {"policy", scope["policy"].get<std::string>() + " (" + state + ", " +
+                       (seat == cgroup ? "number " + number_text(scope["generation"]) + " in this seat" : "that of " + seat) + ")"},
+        {"epoch", number_text(scope["epoch"]) + ", " + number_text(scope["epoch_ms"]) + " ms each"},
+        {"managed", number_text(scope["processes"]) + " processes, " + number_text(scope["ranges"]) + " ranges"},
+        {"used", size_text(scope["fast_bytes"]) + " fast, " + size_text(scope["slow_bytes"]) + " slow"},
+        {"samples", number_text(counters["samples_total"])},
+        {"promoted", size_text(pages("promoted_pages_total"))},
+        {"demoted", size_text(pages("demoted_pages_total"))},
+        {"mover", status["mover"].get<std::string>() + ", " + number_text(counters["exchanged_pairs_total"]) +
+                      " pairs exchanged, " + number_text(counters["flush_calls_total"]) + " flushes"},
+        {"cost", "policy " + duration_text(epochs != 0 ? counters["policy_ns_total"].get<std::uint64_t>() / epochs : 0) +
+                     " an epoch, sampler " +
+                     (runs != 0 ? duration_text(counters["sampler_ns_total"].get<std::uint64_t>() / runs) + " a sample"
+                                : std::string("not measured"))}};
+    std::string budget;
+    if (!scope["fast_max_bytes"].is_null()) budget += "at most " + size_text(scope["fast_max_bytes"]) + " fast";
+    if (!scope["fast_min_bytes"].is_null()) budget += (budget.empty() ? "" : ", ") + size_text(scope["fast_min_bytes"]) + " fast kept for it";
+    if (!budget.empty()) rows.push_back({"budget", budget});
+    rows.push_back({"moves", scope["dry_run"] == true ? "none, a dry run: " + size_text(pages("dry_run_pages_total")) + " would have been promoted"
+                                                       : rate_words(scope["rate_bytes_per_s"]) + ", " +
+                                                             size_text(pages("rate_limited_pages_total")) + " held back, " +
+                                                             size_text(pages("reversed_pages_total")) + " moved back"});
+    if (!scope["last_epoch"].is_null()) rows.push_back({"last epoch", scope["last_epoch"]["text"].get<std::string>()});
+    if (!scope["error"].is_null()) rows.push_back({"error", scope["error"]["message"].get<std::string>()});
+    print_table(rows);
+  }
+  if (!scope["last_exit"].is_null()) {
+    const Json& exit = scope["last_exit"];
+    std::printf("last exit: %s %s at epoch %s: %s\n", exit["policy"].get<std::string>().c_str(),
+                exit["kind"].get<std::string>().c_str(), number_text(exit["epoch"]).c_str(),
+                exit["reason"].get<std::string>().c_str());
+    if (!exit["message"].get<std::string>().empty())
+      std::printf("           %s (%s)\n", exit["code"].get<std::string>().c_str(), exit["message"].get<std::string>().c_str());
+  }
+  std::puts("");
+}
+
+}  // namespace
+
+int command_status(const Context& context, const std::string& cgroup) {
+  Json message = request("status");
+  message["cgroup"] = cgroup;
+  auto reply = ask_tierd(context.socket, std::move(message));
   if (!reply) return print_error(reply.error(), context.json);
   const Json& status = *reply;
   if (context.json) {
@@ -208,59 +306,34 @@ int command_status(const Context& context) {
   else std::printf("no tiers: %s\n", status.value("tiers_error", "").c_str());
   std::puts("");
 
-  const Json& scope = status["scopes"][0];
-  const Json& counters = scope["counters"];
-  const std::string state = scope["state"];
-  if (scope["policy"].is_null()) {
-    std::printf("no policy is seated (%s); `tierctl load %s` seats the default\n", state.c_str(),
-                status["default_policy"].get<std::string>().c_str());
-    if (!scope["error"].is_null())
-      std::printf("the saved policy could not be seated: %s\nHINT: %s\n", scope["error"]["message"].get<std::string>().c_str(),
-                  scope["error"]["hint"].get<std::string>().c_str());
-  } else {
-    char density[32];
-    std::snprintf(density, sizeof(density), "%.3f", status["s"].get<double>());
-    const auto pages = [&](const char* name) { return counters[name].get<std::uint64_t>() * HT_PAGE_SIZE; };
-    const auto epochs = counters["epochs_total"].get<std::uint64_t>();
-    const auto runs = counters["sampler_runs_total"].get<std::uint64_t>();
-    rows = {{"policy", scope["policy"].get<std::string>() + " (" + state + ", number " + number_text(scope["generation"]) + " in this seat)"},
-            {"source", status["source"].get<std::string>() + ", one sample in " + number_text(status["period"]) +
-                           " misses, on " + number_text(status["sampling_cpus"]) + " CPUs"},
-            {"density", std::string(density) + " samples per fast-tier page and epoch"},
-            {"epoch", number_text(scope["epoch"]) + ", " + number_text(status["epoch_ms"]) + " ms each"},
-            {"managed", number_text(scope["processes"]) + " processes, " + number_text(scope["ranges"]) + " ranges"},
-            {"used", size_text(scope["fast_bytes"]) + " fast, " + size_text(scope["slow_bytes"]) + " slow"},
-            {"samples", number_text(counters["samples_total"])},
-            {"promoted", size_text(pages("promoted_pages_total"))},
-            {"demoted", size_text(pages("demoted_pages_total"))},
-            {"mover", status["mover"].get<std::string>() + ", " + number_text(counters["exchanged_pairs_total"]) +
-                          " pairs exchanged, " + number_text(counters["flush_calls_total"]) + " flushes"},
-            {"cost", "policy " + duration_text(epochs != 0 ? counters["policy_ns_total"].get<std::uint64_t>() / epochs : 0) +
-                         " an epoch, sampler " +
-                         (runs != 0 ? duration_text(counters["sampler_ns_total"].get<std::uint64_t>() / runs) + " a sample"
-                                    : std::string("not measured"))}};
-    if (!scope["last_epoch"].is_null()) rows.push_back({"last epoch", scope["last_epoch"]["decision"].get<std::string>()});
-    if (!scope["error"].is_null()) rows.push_back({"error", scope["error"]["message"].get<std::string>()});
-    // What is fine is not shown.
-    const std::string dropped = nonzero(status["dropped"]), failed = nonzero(status["move_failures"]),
-                      stray = nonzero(status["stray_samples"]);
-    if (!dropped.empty()) rows.push_back({"dropped", dropped + " samples"});
-    if (!stray.empty()) rows.push_back({"stray", stray + " samples"});
-    if (!failed.empty()) rows.push_back({"not moved", failed + " pages"});
-    print_table(rows);
-  }
-  if (!scope["last_exit"].is_null()) {
-    const Json& exit = scope["last_exit"];
-    std::printf("\nlast exit: %s %s at epoch %s: %s\n", exit["policy"].get<std::string>().c_str(),
-                exit["kind"].get<std::string>().c_str(), number_text(exit["epoch"]).c_str(),
-                exit["reason"].get<std::string>().c_str());
-  }
+  const Json& scopes = status["scopes"];
+  bool seated = false;
+  for (const auto& scope : scopes) seated |= !scope["policy"].is_null();
+  for (const auto& scope : scopes)
+    // Of a root without a policy there is nothing to say where others have one.
+    if (!(seated && scopes.size() > 1 && scope["policy"].is_null() && scope["last_exit"].is_null() && scope["error"].is_null()))
+      print_scope(status, scope);
+  if (!seated) return 0;
+  rows.clear();
+  char density[32];
+  std::snprintf(density, sizeof(density), "%.3f", status["s"].get<double>());
+  rows.push_back({"source", status["source"].get<std::string>() + ", one sample in " + number_text(status["period"]) +
+                                " misses, on " + number_text(status["sampling_cpus"]) + " CPUs"});
+  rows.push_back({"density", std::string(density) + " samples per fast-tier page and epoch"});
+  // What is fine is not shown.
+  const std::string dropped = nonzero(status["dropped"]), failed = nonzero(status["move_failures"]),
+                    stray = nonzero(status["stray_samples"]);
+  if (!dropped.empty()) rows.push_back({"dropped", dropped + " samples"});
+  if (!stray.empty()) rows.push_back({"stray", stray + " samples"});
+  if (!failed.empty()) rows.push_back({"not moved", failed + " pages"});
+  print_table(rows);
   return 0;
 }
 
-int command_ranges(const Context& context, std::optional<std::uint32_t> pid) {
+int command_ranges(const Context& context, std::optional<std::uint32_t> pid, const std::string& cgroup) {
   Json all;
   Json message = request("ranges");
+  message["cgroup"] = cgroup;
   if (pid) message["pid"] = *pid;
   for (;;) {
     auto reply = ask_tierd(context.socket, message);
@@ -295,31 +368,77 @@ int command_ranges(const Context& context, std::optional<std::uint32_t> pid) {
   return 0;
 }
 
-int command_events(const Context& context) {
-  auto reply = ask_tierd(context.socket, request("events"));
-  if (!reply) return print_error(reply.error(), context.json);
+// ----------------------------------------------------------------- budgets
+
+namespace {
+
+int print_budgets(const Context& context, Json reply, const std::string& cgroup) {
+  if (!cgroup.empty()) {
+    Json kept = Json::array();
+    for (auto& entry : reply["budgets"])
+      if (entry["cgroup"] == cgroup) kept.push_back(std::move(entry));
+    reply["budgets"] = std::move(kept);
+  }
   if (context.json) {
-    print_json(*reply);
+    print_json(reply);
     return 0;
   }
-  std::vector<std::vector<std::string>> rows;
-  for (const auto& event : (*reply)["events"]) {
-    const time_t seconds = static_cast<time_t>(event["unix_ms"].get<std::uint64_t>() / 1000);
-    tm local{};
-    localtime_r(&seconds, &local);
-    char text[32];
-    std::strftime(text, sizeof(text), "%F %T", &local);
-    rows.push_back({text, event["kind"].get<std::string>(), event["policy"].get<std::string>(), event["text"].get<std::string>()});
+  if (reply["budgets"].empty()) {
+    std::puts(cgroup.empty() ? "no cgroup has a budget" : "this cgroup has no budget");
+    return 0;
   }
-  if (rows.empty()) std::puts("nothing happened since tierd started");
-  else print_table(rows);
+  const auto amount = [](const Json& entry, const std::string& name) {
+    if (entry[name].is_null()) return std::string("-");
+    const std::string given = entry[name], size = size_text(entry[name + "_bytes"]);
+    return given.ends_with('%') ? given + " = " + size : size;
+  };
+  std::vector<std::vector<std::string>> rows{{"CGROUP", "FAST-MAX", "FAST-MIN", "FAST", "SLOW", "IN FORCE"}};
+  for (const auto& entry : reply["budgets"])
+    rows.push_back({entry["cgroup"].get<std::string>(), amount(entry, "fast_max"), amount(entry, "fast_min"),
+                    size_text(entry["fast_bytes"]), size_text(entry["slow_bytes"]),
+                    entry["in_force"].get<bool>() ? "yes" : "no: no policy answers for it, or there is no such cgroup"});
+  print_table(rows, {false, true, true, true, true, false});
   return 0;
+}
+
+}  // namespace
+
+int command_cgroup_set(const Context& context, const BudgetArguments& arguments) {
+  Json message = request("cgroup_set");
+  message["cgroup"] = arguments.cgroup;
+  if (!arguments.fast_max.empty()) message["fast_max"] = arguments.fast_max;
+  if (!arguments.fast_min.empty()) message["fast_min"] = arguments.fast_min;
+  if (!arguments.rate.empty()) message["rate"] = arguments.rate;
+  if (!arguments.dry_run.empty()) message["dry_run"] = arguments.dry_run == "on";
+  auto reply = ask_tierd(context.socket, std::move(message));
+  if (!reply) return print_error(reply.error(), context.json);
+  return print_budgets(context, std::move(*reply), {});
+}
+
+int command_cgroup_reset(const Context& context, const std::string& cgroup) {
+  Json message = request("cgroup_reset");
+  message["cgroup"] = cgroup;
+  auto reply = ask_tierd(context.socket, std::move(message));
+  if (!reply) return print_error(reply.error(), context.json);
+  return print_budgets(context, std::move(*reply), {});
+}
+
+int command_cgroup_show(const Context& context, const std::string& cgroup) {
+  auto reply = ask_tierd(context.socket, request("cgroup_show"));
+  if (!reply) return print_error(reply.error(), context.json);
+  std::string path;
+  if (!cgroup.empty()) {
+    auto normal = Cgroups().normalize(cgroup);
+    if (!normal) return print_error(normal.error(), context.json);
+    path = *normal;
+  }
+  return print_budgets(context, std::move(*reply), path);
 }
 
 // ---------------------------------------------------------------- policies
 
 int command_policy_list(const Context& context) {
-  std::vector<std::vector<std::string>> rows{{"POLICY", "EPOCH", "SETTINGS"}};
+  std::vector<std::vector<std::string>> rows{{"INSTALLED", "EPOCH", "SETTINGS"}};
   Json list = Json::array();
   for (const auto& name : installed_policy_names()) {
     auto policy = read_policy(name);
@@ -330,17 +449,78 @@ int command_policy_list(const Context& context) {
     list.push_back({{"policy", name}, {"epoch_ms", policy->info().epoch_ms}, {"settings", policy->info().settings.size()}});
     rows.push_back({name, std::to_string(policy->info().epoch_ms) + " ms", std::to_string(policy->info().settings.size())});
   }
+  // Without tierd, or without the right to ask it, the installed ones are all there is to tell.
+  Json seats = Json::array();
+  if (auto reply = ask_tierd(context.socket, request("policies"))) seats = (*reply)["seats"];
   if (context.json) {
-    print_json({{"schema", kSchema}, {"default_policy", kDefaultPolicy}, {"policies", std::move(list)}});
-  } else if (rows.size() == 1) {
-    std::puts("no policy is installed beside this tierctl");
-  } else {
-    print_table(rows, {false, true, true});
+    print_json({{"schema", kSchema}, {"default_policy", kDefaultPolicy}, {"policies", std::move(list)}, {"seats", std::move(seats)}});
+    return 0;
   }
+  if (rows.size() == 1) std::puts("no policy is installed beside this tierctl");
+  else print_table(rows, {false, true, true});
+  if (seats.empty()) return 0;
+  std::puts("");
+  rows = {{"SEATED IN", "POLICY", "NUMBER", "EPOCH", "CALLBACKS", "STRUCT_OPS MAP", "PROGRAMS"}};
+  for (const auto& seat : seats) {
+    std::string programs;
+    for (const auto& program : seat["programs"]) programs += (programs.empty() ? "" : ",") + program["id"].dump();
+    rows.push_back({seat["cgroup"].get<std::string>(), seat["policy"].get<std::string>(), number_text(seat["generation"]),
+                    number_text(seat["epoch_ms"]) + " ms", names_of(seat["callbacks"]), number_text(seat["struct_ops_map_id"]), programs});
+  }
+  print_table(rows, {false, false, true, true, false, true, false});
   return 0;
 }
 
-int command_policy_show(const Context& context, const std::string& file) {
+namespace {
+
+int show_seated(const Context& context, const std::string& cgroup) {
+  auto reply = ask_tierd(context.socket, request("policies"));
+  if (!reply) return print_error(reply.error(), context.json);
+  auto path = Cgroups().normalize(cgroup);
+  if (!path) return print_error(path.error(), context.json);
+  for (const auto& seat : (*reply)["seats"]) {
+    if (seat["cgroup"] != *path) continue;
+    if (context.json) {
+      Json json = seat;
+      json["schema"] = kSchema;
+      print_json(json);
+      return 0;
+    }
+    print_table({{"policy", seat["policy"].get<std::string>() + ", number " + number_text(seat["generation"]) + " in the seat of " + *path},
+                 {"file", seat["file"].get<std::string>()},
+                 {"epoch", number_text(seat["epoch_ms"]) + " ms"},
+                 {"moves", (seat["dry_run"] == true ? std::string("none: dry run") : rate_words(seat["rate_bytes_per_s"]))},
+                 {"callbacks", seat["callbacks"].empty() ? "none: the defaults" : names_of(seat["callbacks"])},
+                 {"struct_ops map", number_text(seat["struct_ops_map_id"])}});
+    std::vector<std::vector<std::string>> rows{{"PROGRAM", "ID", "RUNS", "TIME EACH"}};
+    for (const auto& program : seat["programs"]) {
+      const auto runs = program["runs_total"].get<std::uint64_t>();
+      rows.push_back({program["name"].get<std::string>(), number_text(program["id"]), number_text(program["runs_total"]),
+                      runs != 0 ? duration_text(program["ns_total"].get<std::uint64_t>() / runs) : "-"});
+    }
+    std::puts("");
+    print_table(rows, {false, true, true, true});
+    rows = {{"MAP", "TYPE", "ID"}};
+    for (const auto& map : seat["maps"]) rows.push_back({map["name"].get<std::string>(), map["type"].get<std::string>(), number_text(map["id"])});
+    if (rows.size() > 1) {
+      std::puts("");
+      print_table(rows, {false, false, true});
+    }
+    rows = {{"SETTING", "VALUE"}};
+    for (const auto& [key, value] : seat["settings"].items()) rows.push_back({key, value.get<std::string>()});
+    if (rows.size() > 1) {
+      std::puts("");
+      print_table(rows, {false, true});
+    }
+    return 0;
+  }
+  return print_error({"no policy is seated in " + *path, "`tierctl policy list` shows the seats", 0}, context.json);
+}
+
+}  // namespace
+
+int command_policy_show(const Context& context, const std::string& file, const std::string& cgroup) {
+  if (!cgroup.empty() || file.empty()) return show_seated(context, cgroup.empty() ? "/" : cgroup);
   auto policy = read_policy(file);
   if (!policy) return print_error(policy.error(), context.json);
   if (context.json) print_json(policy_json(*policy));

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// tierd: one thread, one poll(). Idle means that nothing but the socket is
-// waited for: no timer, no sampler, nothing of ours in the kernel.
+// tierd's main thread: one poll() for the socket, process events and what the
+// scopes' threads have to tell. Idle means that nothing but the socket is waited
+// for: no thread, no sampler, nothing of ours in the kernel.
 #pragma once
 
-#include <deque>
+#include <map>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "policy/policy.hpp"
@@ -30,38 +30,42 @@ class Daemon {
   Result<> run();
 
  private:
-  struct Event {
-    std::uint64_t unix_ms;
-    std::string kind, policy, text;
-  };
-
   Json handle(const Json& request, Fd file);
   Result<Json> dispatch(const Json& request, Fd file);
-  Result<Json> load(const Json& request, Fd file);
-  Result<Json> restore();
-  Result<Json> unload(bool force);
-  Json status() const;
-  Json scope_json() const;
-  Result<Json> ranges(const Json& request) const;
-  Json events() const;
+  Result<Json> load(const Json& request, const std::string& cgroup, Fd file);
+  Result<Json> restore(const std::string& cgroup);
+  Result<Json> unload(const std::string& cgroup, bool force);
+  Result<Json> set_budget(const Json& request, const std::string& cgroup);
+  Result<Json> reset_budget(const std::string& cgroup);
+  Json show_budgets() const;
+  Result<> take_budgets(Budgets budgets);
+  Json status(const std::string& cgroup) const;  // "": all scopes
+  Json scope_json(const std::string& path) const;
+  Result<Json> ranges(const Json& request, const std::string& cgroup) const;
+  Result<Json> explain(const Json& request) const;
+  Json policies() const;
   Json version() const;
 
-  Result<Json> seat(PolicyObject policy);
+  Result<Json> seat(const std::string& cgroup, PolicyObject policy, const MoveTerms& moves);
+  void unseat(const std::string& cgroup, PolicyExit exit);
   void reseat();
-  void end_epoch();
-  void arm_timer(std::uint32_t epoch_ms);  // 0: off
-  void note(std::string kind, std::string policy, std::string text);
+  void hear(const News& news);
+  void end_removed();
+  void end_if_empty();
+  std::uint64_t epoch_of(const std::string& cgroup) const;
+  void note(std::string kind, std::string cgroup, std::string policy, std::string text);
 
   DaemonOptions options_;
   State state_;
-  Fd lock_, timer_, signals_;
+  EventLog events_{2048};  // a record has at most kMovesShown moves: 3 MiB
+  Cgroups cgroups_;
+  Fd lock_, signals_;
   std::unique_ptr<Server> server_;
   std::unique_ptr<Tiering> tiering_;
-  std::optional<PolicyExit> last_exit_;
-  std::optional<Error> reseat_error_;
-  std::optional<Error> epoch_error_;  // of the last epoch
-  std::uint64_t epoch_errors_total_ = 0;
-  std::deque<Event> events_;
+  Budgets budgets_;
+  // By cgroup; kept when the scope is gone, as what is shown of it.
+  std::map<std::string, PolicyExit> last_exits_;
+  std::map<std::string, Error> reseat_errors_;
 };
 
 }  // namespace hypertier

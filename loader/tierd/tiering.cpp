@@ -1,36 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "tierd/tiering.hpp"
 
-#include <fcntl.h>
-#include <time.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <fstream>
-#include <numeric>
 #include <set>
 #include <sstream>
 #include <utility>
 
+#include "engine/roster.hpp"
+#include "engine/scope.hpp"
 #include "tierd/protocol.hpp"
 
 namespace hypertier {
 namespace {
 
-constexpr std::size_t kDensityEpochs = 20;
 // What sampling costs is judged over at least so long.
 constexpr std::uint64_t kJudgeNs = 400'000'000;
 
 std::string abi_text(std::uint32_t abi) { return std::to_string(abi >> 16) + "." + std::to_string(abi & 0xffff); }
 
 }  // namespace
-
-std::uint64_t now_ns() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000ULL + static_cast<std::uint64_t>(now.tv_nsec);
-}
 
 Result<std::array<TierPages, HT_TIERS>> tier_pages(const Tiers& tiers, const Roots& roots) {
   std::array<TierPages, HT_TIERS> pages{};
@@ -55,20 +48,20 @@ Result<std::array<TierPages, HT_TIERS>> tier_pages(const Tiers& tiers, const Roo
   return pages;
 }
 
-Result<PolicyObject> open_default_policy() {
-  const auto path = installed_policies() / (std::string(kDefaultPolicy) + ".bpf.o");
-  Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!file)
-    return fail_errno("the default policy " + std::string(kDefaultPolicy) + " is not installed: cannot open " + path.string(),
-                      errno, "install it beside tierd, or load a policy by its file");
-  auto bytes = read_policy_file(file.get(), path.string());
-  if (!bytes) return std::unexpected(bytes.error());
-  return PolicyObject::open(std::move(*bytes), kDefaultPolicy);
+std::map<std::string, std::string> plan_scopes(const std::map<std::string, __u64>& seats, const Budgets& budgets) {
+  std::map<std::string, std::string> plan;
+  for (const auto& [path, id] : seats) plan[path] = path;
+  for (const auto& [path, budget] : budgets)
+    if (auto seat = nearest_ancestor(seats, path)) plan[path] = *seat;
+  return plan;
 }
 
-Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, PolicyObject policy) {
+Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, const Budgets& budgets,
+                                                std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy,
+                                                const MoveTerms& moves) {
   std::unique_ptr<Tiering> tiering(new Tiering());
   Tiering& t = *tiering;
+  t.events_ = options.events;
 
   auto tiers = discover_tiers(options.tiers);
   if (!tiers) return std::unexpected(tiers.error());
@@ -85,8 +78,7 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
                 "load the hypertier.ko of this release: rmmod hypertier, then modprobe hypertier");
   if (auto set = t.module_->set_tiers(t.tiers_.masks()); !set) return std::unexpected(set.error());
 
-  if (auto loaded = policy.load(kRootCgroupId); !loaded) return std::unexpected(loaded.error());
-  t.policy_ = std::move(policy);
+  if (auto loaded = policy.load(cgroup_id); !loaded) return std::unexpected(loaded.error());
 
   auto source = choose_source(options.sampling, options.source);
   if (!source) return std::unexpected(source.error());
@@ -97,6 +89,7 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
   if (info->movers == 1U << HT_MOVER_SYSCALL)
     adapter_options.syscall_nodes = {t.tiers_.nodes[HT_TIER_FAST].front(), t.tiers_.nodes[HT_TIER_SLOW].front()};
   if (t.source_.events.empty()) adapter_options.bits_cpu_share = options.cpu_share.value_or(RateControl::kDefaultShare);
+  adapter_options.settle = [&t] { return t.module_->settle(); };
   auto adapter = Adapter::open(adapter_options);
   if (!adapter) return std::unexpected(adapter.error());
   t.adapter_ = std::move(*adapter);
@@ -104,115 +97,202 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, P
   t.settings_ = std::make_unique<KernelSettings>(&*t.module_);
   if (auto off = t.settings_->seat(); !off) return std::unexpected(off.error());
 
-  t.engine_ = std::make_unique<Engine>(t.adapter_->machine(), t.adapter_->samples());
+  t.engine_ = std::make_unique<Engine>(t.adapter_->machine(), t.adapter_->samples(), EngineSettings{},
+                                       [&t](__u64 id) { return t.cgroups_.path_of(id); });
   t.cpus_ = static_cast<std::uint32_t>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
+  t.news_fd_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!t.news_fd_) return fail_errno("cannot make an event descriptor", errno);
   if (auto started = t.adapter_->start(t.source_); !started) return std::unexpected(started.error());
-  auto seat = Seat::take(t.policy_);
+  auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy), moves);
   if (!seat) return std::unexpected(seat.error());
-  t.seat_.emplace(std::move(*seat));
-  if ((t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share) t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
+  const bool bits = t.source_.events.empty();
+  if (bits || (t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share)
+    t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
   // Accessed bits hold their budget themselves.
-  t.rate_ = RateControl(t.source_.events.empty() ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
-  t.load_default();
-  t.last_epoch_ns_ = now_ns();
+  t.rate_ = RateControl(bits ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
+  t.period_ = t.source_.period;
+  t.judged_ = std::chrono::steady_clock::now();
+  t.seats_[cgroup] = std::move(*seat);
+  t.budgets_ = budgets;
+  if (auto followed = t.follow_plan(); !followed) return std::unexpected(followed.error());
   return tiering;
 }
 
 Tiering::~Tiering() {
-  // The order of design: the policy leaves, sampling ends, then the kernel's
-  // own tiering comes back. A failed restore is left to the module, which
-  // restores when its descriptor closes.
-  seat_.reset();
+  // The order of design: the epochs end, the policies leave, sampling ends, then
+  // the kernel's own tiering comes back. A failed restore is left to the module,
+  // which restores when its descriptor closes.
+  scopes_.clear();
+  seats_.clear();
   engine_.reset();
   adapter_.reset();
   if (settings_) (void)settings_->restore();
 }
 
-void Tiering::load_default() {
-  if (default_) return;
-  auto opened = open_default_policy();
-  if (opened && opened->load(kRootCgroupId)) default_.emplace(std::move(*opened));
+// ------------------------------------------------------------------ scopes
+
+Result<> Tiering::seat(std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy, const MoveTerms& moves) {
+  if (auto found = seats_.find(cgroup); found != seats_.end()) {
+    if (auto swapped = found->second->swap(std::move(policy), moves); !swapped) return swapped;
+    for (auto& [path, scope] : scopes_)
+      if (scope->seat() == found->second) scope->hurry();
+    return {};
+  }
+  if (auto loaded = policy.load(cgroup_id); !loaded) return loaded;
+  auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy), moves);
+  if (!seat) return std::unexpected(seat.error());
+  seats_[cgroup] = std::move(*seat);
+  auto followed = follow_plan();
+  if (!followed) {
+    seats_.erase(cgroup);
+    (void)follow_plan();
+  }
+  return followed;
 }
 
-Result<> Tiering::swap(PolicyObject policy) {
-  if (auto loaded = policy.load(kRootCgroupId); !loaded) return loaded;
-  if (seat_) {
-    if (auto replaced = seat_->replace(policy); !replaced) return replaced;
-  } else {
-    auto seat = Seat::take(policy);
-    if (!seat) return std::unexpected(seat.error());
-    seat_.emplace(std::move(*seat));
+void Tiering::unseat(const std::string& cgroup) {
+  auto found = seats_.find(cgroup);
+  if (found == seats_.end()) return;
+  auto seat = std::move(found->second);
+  seats_.erase(found);
+  (void)follow_plan();  // only takes scopes away, or gives them another seat
+}
+
+Result<> Tiering::set_budgets(const Budgets& budgets) {
+  const Budgets before = std::exchange(budgets_, budgets);
+  auto followed = follow_plan();
+  if (!followed) {
+    budgets_ = before;
+    (void)follow_plan();
   }
-  policy_ = std::move(policy);
-  ++generation_;
-  load_default();
+  return followed;
+}
+
+// Makes the scopes that the seats and budgets ask for, and ends the others.
+Result<> Tiering::follow_plan() {
+  std::map<std::string, __u64> ids;
+  for (const auto& [path, seat] : seats_) ids[path] = seat->cgroup_id();
+  std::map<std::string, std::string> plan = plan_scopes(ids, budgets_);
+  for (auto scope = scopes_.begin(); scope != scopes_.end();) {
+    if (plan.contains(scope->first)) {
+      ++scope;
+      continue;
+    }
+    Scope& ended = scope->second->scope();
+    scope = scopes_.erase(scope);  // waits for its epoch
+    {
+      std::lock_guard held(standings_lock_);
+      standings_.erase(ended.cgroup_id());
+    }
+    engine_->remove_scope(ended);
+  }
+  for (const auto& [path, seat_path] : plan) {
+    auto& seat = seats_.at(seat_path);
+    if (auto scope = scopes_.find(path); scope != scopes_.end()) {
+      if (scope->second->seat() != seat) scope->second->reseat(seat);
+      continue;
+    }
+    std::uint64_t id = seat->cgroup_id();
+    if (path != seat_path) {
+      // A saved budget may be of a cgroup that is not there: it waits.
+      auto found = cgroups_.id_of(path);
+      if (!found) continue;
+      id = *found;
+    }
+    auto caller = adapter_->policy_caller();
+    if (!caller) return std::unexpected(caller.error());
+    {
+      std::lock_guard held(standings_lock_);
+      standings_[id] = {};
+    }
+    Scope& scope = engine_->add_scope(id, path, std::move(*caller));
+    scopes_[path] = std::make_unique<ScopeThread>(
+        scope, seat, [this](Scope& s, PolicySeat& p, std::uint64_t epoch_ns) { return epoch(s, p, epoch_ns); });
+  }
+  std::lock_guard held(standings_lock_);
+  watched_.clear();
+  for (const auto& [path, scope] : scopes_) {
+    const std::uint64_t id = scope->scope().cgroup_id();
+    auto budget = budgets_.find(path);
+    standings_[id].budget = budget == budgets_.end() ? Budget{} : budget->second;
+    watched_[id] = path;
+  }
   return {};
 }
 
-Result<> Tiering::take_events() {
-  // After an overflow the running processes are listed again: who is not among
-  // them ended unseen.
-  std::optional<std::set<std::pair<__u32, __u64>>> unseen;
-  auto taken = adapter_->events(
-      [&](const ht_space_event& event) {
-        if (unseen) unseen->erase({event.pid, event.space});
-        engine_->space_event(event);
-      },
-      [&] {
-        unseen.emplace();
-        for (const auto& process : engine_->processes()) unseen->insert({process.pid, process.space});
-      });
-  if (unseen) {
-    for (const auto& [pid, space] : *unseen) {
-      ht_space_event event{};
-      event.kind = HT_SPACE_EXIT;
-      event.pid = pid;
-      event.space = space;
-      engine_->space_event(event);
-    }
-  }
-  return taken;
+ScopeThread* Tiering::scope_of(const std::string& cgroup) const {
+  std::map<std::string, __u64> paths;
+  for (const auto& [path, scope] : scopes_) paths[path] = scope->scope().cgroup_id();
+  auto nearest = nearest_ancestor(paths, cgroup);
+  return nearest ? scopes_.at(*nearest).get() : nullptr;
 }
 
-bool Tiering::eject(const ht_run& run, std::optional<PolicyExit>& ejected) {
-  PolicyExit exit;
-  exit.kind = "ejected";
-  exit.policy = policy_.info().name;
-  exit.epoch = run.scope.epoch;
-  exit.message = "status " + std::to_string(run.status) + " after " + std::to_string(run.done) + " of " +
-                 std::to_string(run.nr) + " ranges";
-  switch (run.status) {
-    case -ETIME:
-      exit.code = "timeout";
-      exit.reason = "policy " + exit.policy + " took " + std::to_string(run.policy_ns / 1'000'000) +
-                    " ms for an epoch's ranges, more than its " + std::to_string(run.budget_ns / 1'000'000) + " ms";
-      break;
-    case -EINVAL:
-      exit.code = "invalid_action";
-      exit.reason = "policy " + exit.policy + " answered with an action that does not exist";
-      break;
-    default:
-      exit.code = "empty_seat";
-      exit.reason = "the seat was found empty: policy " + exit.policy + " had left";
-      ++empty_epochs_total_;
+MoveTerms Tiering::move_terms(const std::string& path, const PolicySeat::Terms& terms) const {
+  MoveTerms moves = terms.moves;
+  if (auto budget = budgets_.find(path); budget != budgets_.end()) {
+    moves.rate_bytes_per_s = budget->second.rate_bytes_per_s.value_or(moves.rate_bytes_per_s);
+    moves.dry_run = budget->second.dry_run.value_or(moves.dry_run);
   }
-  ejected = std::move(exit);
-  if (!default_) {
-    seat_.reset();
-    return false;
-  }
-  if (run.status == -ENOENT) {
-    seat_.reset();  // a link that holds no seat any more
-    if (auto seat = Seat::take(*default_)) seat_.emplace(std::move(*seat));
-  } else if (!seat_->replace(*default_)) {
-    seat_.reset();
-  }
-  if (!seat_) return false;
-  policy_ = std::move(*default_);
-  default_.reset();
-  ++generation_;
-  return true;
+  return moves;
 }
+
+double Tiering::density() const {
+  double sum = 0;
+  for (const auto& [path, scope] : scopes_) sum += scope->shown().density;
+  return sum;
+}
+
+// ------------------------------------------------------------- events, news
+
+Result<> Tiering::take_events() {
+  return engine_->space_events([this](Roster& roster) {
+    // After an overflow the running processes are listed again: who is not among
+    // them ended unseen.
+    std::optional<std::set<std::pair<__u32, __u64>>> unseen;
+    auto taken = adapter_->events(
+        [&](const ht_space_event& event) {
+          if (unseen) unseen->erase({event.pid, event.space});
+          if (event.kind == HT_SPACE_CGROUP_GONE) {
+            std::lock_guard held(standings_lock_);
+            if (auto watched = watched_.find(event.cgroup_id); watched != watched_.end())
+              tell({News::kCgroupGone, watched->second, {}, {}});
+          }
+          roster.event(event);
+        },
+        [&] {
+          unseen.emplace();
+          for (const auto& [pid, process] : roster.processes()) unseen->insert({pid, process.space});
+          tell({News::kEventsLost, {}, {}, {}});
+        });
+    if (unseen) {
+      for (const auto& [pid, space] : *unseen) {
+        ht_space_event event{};
+        event.kind = HT_SPACE_EXIT;
+        event.pid = pid;
+        event.space = space;
+        roster.event(event);
+      }
+    }
+    return taken;
+  });
+}
+
+void Tiering::tell(News news) {
+  {
+    std::lock_guard held(news_lock_);
+    news_.push_back(std::move(news));
+  }
+  eventfd_write(news_fd_.get(), 1);
+}
+
+std::vector<News> Tiering::take_news() {
+  eventfd_t count = 0;
+  eventfd_read(news_fd_.get(), &count);
+  std::lock_guard held(news_lock_);
+  return std::exchange(news_, {});
+}
+
+// ------------------------------------------------------------------- epochs
 
 // BPF programs are timed by the kernel, the interrupt around them was by the probe.
 std::uint64_t Tiering::sampling_ns() const {
@@ -221,50 +301,165 @@ std::uint64_t Tiering::sampling_ns() const {
   return cost.ns_total + adapter_->samples().stats().samples_total * source_.probe.sample_ns;
 }
 
-void Tiering::hold_cpu_share(std::uint64_t elapsed_ns) {
-  unjudged_ns_ += elapsed_ns;
-  if (unjudged_ns_ < kJudgeNs) return;
-  const std::uint64_t ns = sampling_ns();
-  const std::uint64_t period = rate_.update(ns - std::exchange(sampling_ns_, ns), std::exchange(unjudged_ns_, 0), cpus_);
-  if (period != source_.period && adapter_->set_period(period)) source_.period = period;
+// After any scope's epoch: sampling is one for all of them.
+void Tiering::hold_cpu_share() {
+  // No drain meanwhile: it follows the CPUs whose events get the new period.
+  (void)engine_->space_events([this](Roster&) -> Result<> {
+    std::lock_guard held(rate_lock_);
+    const auto now = std::chrono::steady_clock::now();
+    const auto elapsed_ns =
+        static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now - judged_).count());
+    if (elapsed_ns < kJudgeNs) return {};
+    judged_ = now;
+    const std::uint64_t ns = sampling_ns();
+    const std::uint64_t period = rate_.update(ns - std::exchange(sampling_ns_, ns), elapsed_ns, cpus_);
+    if (period != period_ && adapter_->set_period(period)) period_ = period;
+    return {};
+  });
 }
 
-Result<> Tiering::epoch(std::optional<PolicyExit>& ejected) {
-  if (auto taken = take_events(); !taken) return taken;
+double Tiering::cpu_share() const {
+  std::lock_guard held(rate_lock_);
+  return rate_.share();
+}
+
+std::uint64_t Tiering::period() const {
+  std::lock_guard held(rate_lock_);
+  return period_;
+}
+
+// What the scope may have of the fast tier, by what all of them asked for last.
+void Tiering::arbitrate_for(const Scope& scope, EpochInput& input) {
+  const std::uint64_t tier_bytes = input.fast_tier_pages * HT_PAGE_SIZE;
+  std::lock_guard held(standings_lock_);
+  const Standing& own = standings_.at(scope.cgroup_id());
+  if (own.budget.fast_max) input.fast_max_pages = own.budget.fast_max->of(tier_bytes) / HT_PAGE_SIZE;
+  input.accounts = standings_.size() > 1 || own.budget.fast_max;
+  if (standings_.size() < 2) return;
+
+  std::vector<Claim> claims;
+  std::size_t mine = 0;
+  std::uint64_t managed = 0;
+  for (const auto& [id, standing] : standings_) {
+    // Until each has had an epoch, nobody knows who needs what.
+    if (!standing.demand) return;
+    if (id == scope.cgroup_id()) mine = claims.size();
+    Claim claim;
+    if (standing.budget.fast_max) claim.max_pages = standing.budget.fast_max->of(tier_bytes) / HT_PAGE_SIZE;
+    if (standing.budget.fast_min) claim.min_pages = standing.budget.fast_min->of(tier_bytes) / HT_PAGE_SIZE;
+    claim.demand = *standing.demand;
+    managed += claim.demand.fast_pages;
+    claims.push_back(std::move(claim));
+  }
+  // What is in no range is not ours to share out, and what is kept free is not either.
+  const auto reserve =
+      static_cast<std::uint64_t>(engine_->settings().fast_reserve_share * static_cast<double>(input.fast_tier_pages));
+  const std::uint64_t free = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
+  const Share share = arbitrate(free + managed, free, claims)[mine];
+  input.fast_capacity_pages = share.capacity_pages;
+  input.surplus_pages = share.surplus_pages;
+}
+
+// What the epoch decided: each that moved something, and each that decided
+// otherwise than the one before.
+void Tiering::log(const Scope& scope, const PolicySeat& seat, const EpochReport& report) {
+  EventRecord record;
+  record.kind = report.moved.nr ? "moved" : report.dry_run_pages ? "planned" : "decision";
+  record.cgroup = scope.path();
+  record.policy = seat.terms().policy;
+  record.epoch = report.scope.epoch;
+  record.text = decision_text(report);
+  record.moves = report.moves;
+  Json& detail = record.detail;
+  detail["decision"] = decision_name(report.decision);
+  detail["cut_heat"] = report.cut_heat;
+  detail["hot_slow_pages"] = report.hot_slow_pages;
+  detail["promoted_pages"] = report.moved.promoted_pages;
+  detail["demoted_pages"] = report.moved.demoted_pages;
+  detail["planned_pages"] = report.dry_run_pages ? report.dry_run_pages : report.planned_pages;
+  detail["reversed_pages"] = report.reversed_pages;
+  detail["rate_limited_pages"] = report.rate_limited_pages;
+  detail["ranges"] = report.moved_ranges;
+  events_->add(std::move(record));
+}
+
+ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns) {
+  ScopeThread::Outcome outcome;
+  const auto failed = [&](const Error& error) {
+    outcome.error = error;
+    std::lock_guard held(standings_lock_);
+    Standing& standing = standings_.at(scope.cgroup_id());
+    if (standing.error != error.message) tell({News::kEpochFailed, scope.path(), {}, error.message});
+    standing.error = error.message;
+    return outcome;
+  };
+  if (auto taken = take_events(); !taken) return failed(taken.error());
   const auto pages = tier_pages(tiers_);
-  if (!pages) return std::unexpected(pages.error());
+  if (!pages) return failed(pages.error());
   const auto& fast = (*pages)[HT_TIER_FAST];
   const auto& slow = (*pages)[HT_TIER_SLOW];
+  const PolicySeat::Terms terms = seat.terms();
 
-  const std::uint64_t now = now_ns();
   EpochInput input;
-  input.epoch_ns = now - std::exchange(last_epoch_ns_, now);
+  input.epoch_ns = epoch_ns;
   input.fast_tier_pages = fast.total;
   input.fast_free_pages = fast.free;
   input.slow_free_pages = slow.free;
   // What the kernel itself holds of the fast tier is not to be had.
   input.fast_capacity_pages = std::min(fast.total, fast.free + fast.used);
-  input.tier_pages[HT_TIER_FAST] = fast.used;
-  input.tier_pages[HT_TIER_SLOW] = slow.used;
+  if (scope.cgroup_id() == kRootCgroupId) {
+    input.tier_pages[HT_TIER_FAST] = fast.used;
+    input.tier_pages[HT_TIER_SLOW] = slow.used;
+  }
   input.cpus = cpus_;
-  input.period = static_cast<std::uint32_t>(std::min<std::uint64_t>(source_.period, UINT32_MAX));
-  input.budget_ns = static_cast<std::uint64_t>(epoch_ms()) * 1'000'000ULL;
-  input.moves = (policy_.info().flags & HT_POLICY_NO_MOVES) == 0;
-  input.estimated = (policy_.info().flags & HT_POLICY_ESTIMATED) != 0;
-  input.policy_failed = [&](const ht_run& run) { return eject(run, ejected); };
+  input.period = static_cast<std::uint32_t>(std::min<std::uint64_t>(period(), UINT32_MAX));
+  input.budget_ns = static_cast<std::uint64_t>(terms.epoch_ms) * 1'000'000ULL;
+  input.moves = (terms.flags & HT_POLICY_NO_MOVES) == 0;
+  input.estimated = (terms.flags & HT_POLICY_ESTIMATED) != 0;
+  input.seat = seat.cgroup_id();
+  arbitrate_for(scope, input);
+  MoveTerms moves = terms.moves;
+  {
+    std::lock_guard held(standings_lock_);
+    const Budget& budget = standings_.at(scope.cgroup_id()).budget;
+    moves.rate_bytes_per_s = budget.rate_bytes_per_s.value_or(moves.rate_bytes_per_s);
+    moves.dry_run = budget.dry_run.value_or(moves.dry_run);
+  }
+  input.rate_bytes_per_s = moves.rate_bytes_per_s;
+  input.dry_run = moves.dry_run;
+  input.is_default = terms.policy == kDefaultPolicy;
+  input.policy_failed = [&](const ht_run& run) {
+    // The kernel saw nothing wrong: it learns it from us.
+    if (!run.status) module_->eject(seat.cgroup_id(), run.generation, run.exit);
+    outcome.seated = seat.eject(run, terms.generation, outcome.ejected);
+    return outcome.seated;
+  };
 
-  auto report = engine_->epoch(input);
-  if (!report) return std::unexpected(report.error());
-  report_ = std::move(*report);
-  hold_cpu_share(input.epoch_ns);
-  densities_.push_back(fast.total != 0 ? static_cast<double>(report_->scope.samples) / static_cast<double>(fast.total) : 0);
-  if (densities_.size() > kDensityEpochs) densities_.pop_front();
-  return {};
-}
-
-double Tiering::density() const {
-  if (densities_.empty()) return 0;
-  return std::accumulate(densities_.begin(), densities_.end(), 0.0) / static_cast<double>(densities_.size());
+  auto report = engine_->epoch(scope, input);
+  if (outcome.ejected) {
+    const PolicyExit& exit = *outcome.ejected;
+    EventRecord record{"ejected", seat.cgroup(), exit.policy, exit.reason, exit.epoch, {}, {}, 0, 0};
+    record.detail = {{"code", exit.code}, {"message", exit.message}};
+    events_->add(std::move(record));
+    if (outcome.seated)
+      events_->add({"seated", seat.cgroup(), seat.terms().policy, "the default takes over in the same epoch", exit.epoch, {}, {}, 0, 0});
+  }
+  if (outcome.ejected)
+    tell({outcome.seated ? News::kEjected : News::kSeatEmpty, seat.cgroup(), outcome.ejected, {}});
+  if (!report) return failed(report.error());
+  hold_cpu_share();
+  bool changed = false;
+  {
+    std::lock_guard held(standings_lock_);
+    Standing& standing = standings_.at(scope.cgroup_id());
+    standing.error.clear();
+    changed = standing.decision != report->decision;
+    standing.decision = report->decision;
+    if (input.accounts) standing.demand = report->demand;
+  }
+  if (changed || report->moved.nr || report->dry_run_pages) log(scope, seat, *report);
+  outcome.density = fast.total != 0 ? static_cast<double>(report->scope.samples) / static_cast<double>(fast.total) : 0;
+  return outcome;
 }
 
 }  // namespace hypertier

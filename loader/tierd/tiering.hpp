@@ -1,25 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // All that exists only while a policy is seated: the module held open, the
-// sampler, the engine, the kernel's own tiering switched off. Making one
-// starts it, destroying one restores the machine.
+// sampler, the engine, the kernel's own tiering switched off; and the scopes,
+// each with its thread. Making one starts it, destroying one restores the
+// machine.
+//
+// A scope is a cgroup with a seat, or with a budget below one: the policy of the
+// nearest seat at or above it answers, its ranks and bounds are its own.
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
-#include <deque>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "adapter/adapter.hpp"
+#include "adapter/cgroups.hpp"
 #include "adapter/kernel_settings.hpp"
 #include "adapter/module.hpp"
 #include "adapter/tiers.hpp"
+#include "engine/arbiter.hpp"
 #include "engine/engine.hpp"
 #include "policy/policy.hpp"
 #include "result.hpp"
 #include "sources/rate_control.hpp"
+#include "tierd/budget.hpp"
+#include "tierd/events.hpp"
+#include "tierd/policy_seat.hpp"
+#include "tierd/protocol.hpp"
+#include "tierd/scope_thread.hpp"
 
 namespace hypertier {
 
@@ -32,91 +45,117 @@ struct TieringOptions {
   // default, for sources that hold one.
   std::optional<double> cpu_share;
   bool hold_cpu_share = true;  // false: none but cpu_share
+  EventLog* events = nullptr;  // outlives the tiering
 };
 
-// Why a policy left its seat, as status shows it.
-struct PolicyExit {
-  std::string kind;     // "replaced", "ejected", "unloaded"
-  std::string code;     // "ok", "timeout", "invalid_action", "empty_seat"
-  std::string reason;   // one sentence
-  std::string message;  // what the kernel said, if anything
-  std::string policy;
-  std::uint64_t epoch = 0;
+// What the scopes' threads and the kernel have to tell the main thread.
+struct News {
+  enum Kind {
+    kEjected,       // the default has taken over
+    kSeatEmpty,     // ejected, and no default could take over
+    kEpochFailed,   // with an error that the epoch before had not
+    kCgroupGone,    // a cgroup with a seat or a budget was removed
+    kEventsLost,    // process events: which cgroups are gone is not known either
+  } kind;
+  std::string cgroup;  // of the scope or the seat
+  std::optional<PolicyExit> exit;
+  std::string text;
 };
+
+// Which scopes there are to be: path of the scope -> path of its seat.
+std::map<std::string, std::string> plan_scopes(const std::map<std::string, __u64>& seats, const Budgets& budgets);
 
 class Tiering {
  public:
-  // Starts with `policy` (not loaded yet). On error nothing is changed.
-  static Result<std::unique_ptr<Tiering>> start(const TieringOptions& options, PolicyObject policy);
+  // Starts with one seat, of `policy` (not loaded yet). On error nothing is changed.
+  static Result<std::unique_ptr<Tiering>> start(const TieringOptions& options, const Budgets& budgets,
+                                                std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy,
+                                                const MoveTerms& moves);
   ~Tiering();
 
-  // Hot swap (policy not loaded yet). On error the old one stays.
-  Result<> swap(PolicyObject policy);
+  // The calls below are the main thread's.
+  // Hot swap where there is a seat, else another seat (policy not loaded yet).
+  // On error nothing is changed.
+  Result<> seat(std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy, const MoveTerms& moves);
+  // Its processes fall to the nearest seat above.
+  void unseat(const std::string& cgroup);
+  const std::map<std::string, std::shared_ptr<PolicySeat>>& seats() const { return seats_; }
+  Result<> set_budgets(const Budgets& budgets);
 
-  const PolicyObject& policy() const { return policy_; }
-  std::uint32_t epoch_ms() const { return policy_.info().epoch_ms; }
-  std::uint64_t generation() const { return generation_; }
-  std::uint64_t last_epoch_ns() const { return last_epoch_ns_; }  // its end, CLOCK_MONOTONIC
-  std::uint64_t epoch_number() const { return report_ ? report_->scope.epoch : 0; }
+  const std::map<std::string, std::unique_ptr<ScopeThread>>& scopes() const { return scopes_; }
+  // The scope that manages that cgroup; nullptr: none.
+  ScopeThread* scope_of(const std::string& cgroup) const;
 
   int events_fd() const { return adapter_->events_fd(); }
   Result<> take_events();
-
-  // Ends an epoch. `ejected` is set if the default policy had to take over.
-  // An error means that the machine failed and nothing was moved.
-  Result<> epoch(std::optional<PolicyExit>& ejected);
-  // False after an ejection that no default policy could follow.
-  bool seated() const { return seat_.has_value(); }
+  int news_fd() const { return news_fd_.get(); }
+  std::vector<News> take_news();
 
   // What status and ranges show.
   const Tiers& tiers() const { return tiers_; }
   const ChosenSource& source() const { return source_; }
   const ht_module_info& module() const { return module_info_; }
   const Engine& engine() const { return *engine_; }
-  const std::optional<EpochReport>& report() const { return report_; }
-  ht_sampler_stats sampler_stats() const { return adapter_->samples().stats(); }
   SamplerCost sampler_cost() const { return adapter_->cost(); }
   BitsStats bits() const { return adapter_->bits(); }
   double cpu_share_max() const { return cpu_share_max_; }  // 0: none is held
-  double cpu_share() const { return rate_.share(); }
+  double cpu_share() const;
+  std::uint64_t period() const;  // misses per sample, now
   const RateControl& rate_control() const { return rate_; }
   GranuleUse granules() const { return adapter_->granules(); }
   std::uint32_t sampling_cpus() const { return adapter_->sampling_cpus(); }
-  std::uint64_t empty_epochs_total() const { return empty_epochs_total_; }
-  bool has_default() const { return default_.has_value(); }
-  // Samples per fast-tier page and epoch, mean of the last 20 epochs.
+  // Samples per fast-tier page and epoch, over all scopes.
   double density() const;
+  // What the scope of that path may do.
+  MoveTerms move_terms(const std::string& path, const PolicySeat::Terms& terms) const;
 
  private:
   Tiering() = default;
-  void load_default();
-  void hold_cpu_share(std::uint64_t elapsed_ns);
+  Result<> follow_plan();
+  void tell(News news);
+  void log(const Scope& scope, const PolicySeat& seat, const EpochReport& report);
+  ScopeThread::Outcome epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns);
+  void arbitrate_for(const Scope& scope, EpochInput& input);
+  void hold_cpu_share();
   std::uint64_t sampling_ns() const;
-  bool eject(const ht_run& run, std::optional<PolicyExit>& ejected);
 
   // Declared in the order of construction: destroyed the other way round, the
-  // seat first and the module, whose close restores what is left, last.
+  // threads and seats first and the module, whose close restores what is left,
+  // last.
   std::optional<Module> module_;
   ht_module_info module_info_{};
   Tiers tiers_;
   ChosenSource source_;
+  EventLog* events_ = nullptr;
+  Cgroups cgroups_;
   std::unique_ptr<KernelSettings> settings_;
   std::unique_ptr<Adapter> adapter_;
   std::unique_ptr<Engine> engine_;
-  std::optional<PolicyObject> default_;  // loaded, not seated: takes over at once
-  PolicyObject policy_;
-  std::optional<Seat> seat_;
-
   std::uint32_t cpus_ = 1;
   double cpu_share_max_ = 0;
+  mutable std::mutex rate_lock_;
   RateControl rate_;
+  std::uint64_t period_ = 0;
   std::uint64_t sampling_ns_ = 0;  // sampling_ns() when it was last looked at
-  std::uint64_t unjudged_ns_ = 0;  // time that has passed since
-  std::uint64_t generation_ = 1;
-  std::uint64_t last_epoch_ns_ = 0;
-  std::uint64_t empty_epochs_total_ = 0;
-  std::optional<EpochReport> report_;
-  std::deque<double> densities_;
+  std::chrono::steady_clock::time_point judged_;
+  Fd news_fd_;
+  std::mutex news_lock_;
+  std::vector<News> news_;
+
+  // Who asks for how much; by cgroup id.
+  struct Standing {
+    Budget budget;
+    std::optional<Demand> demand;  // as of the scope's last epoch
+    std::string error;             // of the last epoch
+    std::optional<Decision> decision;
+  };
+  std::mutex standings_lock_;
+  std::map<std::uint64_t, Standing> standings_;
+  std::map<std::uint64_t, std::string> watched_;  // cgroups whose end matters, under standings_lock_
+
+  std::map<std::string, std::shared_ptr<PolicySeat>> seats_;
+  Budgets budgets_;
+  std::map<std::string, std::unique_ptr<ScopeThread>> scopes_;
 };
 
 // Pages of a tier that hold anonymous or file memory, and those that are free.
@@ -124,10 +163,5 @@ struct TierPages {
   std::uint64_t total = 0, free = 0, used = 0;
 };
 Result<std::array<TierPages, HT_TIERS>> tier_pages(const Tiers& tiers, const Roots& roots = {});
-
-// Opens the default policy (installed beside tierd); not loaded.
-Result<PolicyObject> open_default_policy();
-
-std::uint64_t now_ns();
 
 }  // namespace hypertier

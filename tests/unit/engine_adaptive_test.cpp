@@ -272,7 +272,7 @@ TEST(EngineAdaptive, UnevennessIsToldFromChance) {
 // are halvings, and the ranges around it stay large.
 TEST(EngineAdaptive, SplittingConvergesOnAHotPiece) {
   Rig rig;
-  rig.machine.use_hyperplace();
+  rig.policy.use_hyperplace();
   rig.machine.map(kSpace, kBase, kBase + 16384 * kMiB);
   rig.start(10, kSpace);
   rig.epoch();
@@ -285,12 +285,12 @@ TEST(EngineAdaptive, SplittingConvergesOnAHotPiece) {
     auto in = rig.machine.input();
     in.moves = false;
     rig.epoch(in);
-    auto ranges = rig.engine.ranges();
+    auto ranges = rig.ranges();
     auto found = std::find_if(ranges.begin(), ranges.end(), [&](auto& v) { return v.range.start == hot; });
     if (found != ranges.end() && found->range.end == hot + HT_GRANULE_SIZE) break;
   }
   EXPECT_LE(epochs, 20);  // 13 halvings
-  EXPECT_LE(rig.engine.ranges().size(), 40u);
+  EXPECT_LE(rig.ranges().size(), 40u);
 }
 
 }  // namespace

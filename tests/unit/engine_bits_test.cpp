@@ -154,7 +154,7 @@ class BitHotset {
   BitHotset(unsigned seed, __u32 order, double hot_rate = kHotRate, double cold_rate = kColdRate)
       : rng_(seed), hot_rate_(hot_rate), cold_rate_(cold_rate), order_(order) {
     FakeMachine& m = rig.machine;
-    m.use_hyperplace();
+    rig.policy.use_hyperplace();
     m.size_pages[HT_TIER_FAST] = kFast * HT_GRANULE_PAGES;
     m.size_pages[HT_TIER_SLOW] = kGranules * HT_GRANULE_PAGES;
     m.map(kSpace, address(0), address(kGranules));

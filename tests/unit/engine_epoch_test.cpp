@@ -22,7 +22,7 @@ struct Two : Rig {
     start(10, 1);
     machine.populate(1, kA, kA + 8 * kMiB, HT_TIER_SLOW, order);
     machine.populate(1, kB, kB + 8 * kMiB, HT_TIER_FAST, order);
-    machine.classify = by_samples;
+    policy.classify = by_samples;
   }
   EpochReport step(__u32 a, __u32 b) {
     if (a) source.touch(1, kA, a);
@@ -49,13 +49,13 @@ TEST(EngineEpoch, HotGoesFastColdGoesSlow) {
 
 TEST(EngineEpoch, InvertedHeatInvertsPlacement) {
   Two rig;
-  rig.machine.classify = inverted;
+  rig.policy.classify = inverted;
   for (int e = 0; e < 6; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 0u);
-  rig.machine.classify = by_samples;
+  rig.policy.classify = by_samples;
   for (int e = 0; e < 6; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 2048u);
-  rig.machine.classify = inverted;
+  rig.policy.classify = inverted;
   for (int e = 0; e < 6; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 0u);
   EXPECT_EQ(rig.fast(kB), 2048u);
@@ -89,7 +89,7 @@ TEST(EngineEpoch, HugePagesMoveWhole) {
   for (int e = 0; e < 4; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 2048u);
   EXPECT_EQ(rig.engine.totals().exchanged_pairs_total, 4u);
-  for (auto& view : rig.engine.ranges()) EXPECT_TRUE(view.range.flags & TIER_RANGE_HUGE);
+  for (auto& view : rig.ranges()) EXPECT_TRUE(view.range.flags & TIER_RANGE_HUGE);
 }
 
 TEST(EngineEpoch, UnequalSizesByMigration) {
@@ -128,7 +128,7 @@ TEST(EngineEpoch, CapacityIsRespected) {
 TEST(EngineEpoch, HotterRangesComeFirstWhenNotAllFit) {
   Rig rig;
   rig.machine.size_pages[HT_TIER_FAST] = 4 * kGranulePages;
-  rig.machine.classify = by_samples;
+  rig.policy.classify = by_samples;
   rig.start(10, 1);
   for (int i = 0; i < 16; ++i) {
     __u64 base = kA + static_cast<__u64>(i) * 8 * kMiB;
@@ -147,7 +147,7 @@ TEST(EngineEpoch, HotterRangesComeFirstWhenNotAllFit) {
 
 TEST(EngineEpoch, IdleProcessesLeaveAndComeBack) {
   Rig rig;
-  rig.machine.use_hyperplace();
+  rig.policy.use_hyperplace();
   rig.machine.size_pages[HT_TIER_FAST] = 32 * kGranulePages;
   for (__u32 p = 0; p < 4; ++p) {
     rig.machine.map(1 + p, kA, kA + 32 * kMiB);
@@ -171,9 +171,9 @@ TEST(EngineEpoch, IdleProcessesLeaveAndComeBack) {
 
 TEST(EngineEpoch, RefusedPairsDoNotMoveAndAreReported) {
   Two rig;
-  rig.machine.admit = [](const tier_range&, const tier_range&) { return false; };
+  rig.policy.admit = [](const tier_range&, const tier_range&) { return false; };
   __u64 refused = 0;
-  rig.machine.moved = [&](const tier_result& r) {
+  rig.policy.moved = [&](const tier_result& r) {
     refused += r.refused_pages;
     EXPECT_EQ(r.promoted_pages + r.demoted_pages + r.failed_pages, 0u);
   };
@@ -187,11 +187,11 @@ TEST(EngineEpoch, RefusedPairsDoNotMoveAndAreReported) {
 TEST(EngineEpoch, WhatIsRefusedIsOfferedAndWalkedLessOften) {
   Two rig;
   int offers = 0;
-  rig.machine.admit = [&](const tier_range&, const tier_range&) { return ++offers, false; };
+  rig.policy.admit = [&](const tier_range&, const tier_range&) { return ++offers, false; };
   for (int e = 0; e < 60; ++e) EXPECT_EQ(rig.step(100, 1).decision, Decision::kAllRefused);
   EXPECT_LE(offers, 10);
   EXPECT_LE(rig.machine.walked_pages, 11u * 4096);
-  rig.machine.admit = nullptr;
+  rig.policy.admit = nullptr;
   for (int e = 0; e < 12; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 2048u);
 }
@@ -199,7 +199,7 @@ TEST(EngineEpoch, WhatIsRefusedIsOfferedAndWalkedLessOften) {
 TEST(EngineEpoch, ARefusedRangeDoesNotKeepOthersWaiting) {
   Rig rig;
   rig.machine.size_pages[HT_TIER_FAST] = 1 << 14;
-  rig.machine.classify = by_samples;
+  rig.policy.classify = by_samples;
   rig.machine.map(1, kA, kA + 48 * kMiB);
   rig.machine.map(1, kB, kB + 2 * kMiB);
   rig.machine.map(1, kB + 256 * kMiB, kB + 320 * kMiB);
@@ -207,7 +207,7 @@ TEST(EngineEpoch, ARefusedRangeDoesNotKeepOthersWaiting) {
   rig.machine.populate(1, kA, kA + 48 * kMiB, HT_TIER_SLOW);
   rig.machine.populate(1, kB, kB + 2 * kMiB, HT_TIER_SLOW);
   rig.machine.populate(1, kB + 256 * kMiB, kB + 320 * kMiB, HT_TIER_FAST);
-  rig.machine.admit = [](const tier_range& hot, const tier_range&) { return hot.start != kA; };
+  rig.policy.admit = [](const tier_range& hot, const tier_range&) { return hot.start != kA; };
   for (int e = 0; e < 4; ++e) {
     rig.source.touch(1, kA, 1000);
     rig.source.touch(1, kB, 100);
@@ -230,7 +230,7 @@ TEST(EngineEpoch, RoomThatTheKernelWithholdsIsNotAskedForAgainAndAgain) {
 TEST(EngineEpoch, FeedbackNamesRangesAndPages) {
   Two rig;
   std::map<__u64, tier_result> results;
-  rig.machine.moved = [&](const tier_result& r) { results[r.range.start] = r; };
+  rig.policy.moved = [&](const tier_result& r) { results[r.range.start] = r; };
   auto report = rig.step(100, 1);
   ASSERT_EQ(results.size(), 2u);
   EXPECT_EQ(results[kA].promoted_pages, report.moved.promoted_pages);
@@ -256,7 +256,7 @@ TEST(EngineEpoch, ResidencyIsRecomputedNotAccumulated) {
   for (auto& [address, page] : rig.machine.spaces_by_id[1].pages) page.tier = address < kB ? HT_TIER_SLOW : HT_TIER_FAST;
   for (int e = 0; e < 12; ++e) {
     rig.step(100, 1);
-    for (auto& view : rig.engine.ranges())
+    for (auto& view : rig.ranges())
       if (view.range.tier_pages[HT_TIER_FAST] != HT_UNKNOWN64) {
         EXPECT_LE(view.range.tier_pages[HT_TIER_FAST] + view.range.tier_pages[HT_TIER_SLOW], 2048u);
       }
@@ -269,17 +269,17 @@ TEST(EngineEpoch, UnmappedMemoryIsGoneAndNewMemoryIsSeen) {
   rig.step(100, 1);
   rig.machine.unmap(1, kA, kA + 8 * kMiB);
   rig.step(0, 1);
-  ASSERT_EQ(rig.engine.ranges().size(), 1u);
-  EXPECT_EQ(rig.engine.ranges()[0].range.start, kB);
+  ASSERT_EQ(rig.ranges().size(), 1u);
+  EXPECT_EQ(rig.ranges()[0].range.start, kB);
   rig.machine.map(1, kA, kA + 8 * kMiB);
   rig.step(0, 1);
-  ASSERT_EQ(rig.engine.ranges().size(), 2u);
-  EXPECT_EQ(rig.engine.ranges()[0].range.count[3], 0u);  // what was counted there went with it
+  ASSERT_EQ(rig.ranges().size(), 2u);
+  EXPECT_EQ(rig.ranges()[0].range.count[3], 0u);  // what was counted there went with it
 }
 
 TEST(EngineEpoch, AFailedPolicyMovesNothingAndTheNextTakesOver) {
   Two rig;
-  rig.machine.classify_status = -ETIME;
+  rig.policy.classify_status = -ETIME;
   auto report = rig.step(100, 1);
   EXPECT_EQ(report.decision, Decision::kPolicyFailed);
   EXPECT_EQ(report.policy_status, -ETIME);
@@ -291,7 +291,7 @@ TEST(EngineEpoch, AFailedPolicyMovesNothingAndTheNextTakesOver) {
   in.policy_failed = [&](const ht_run& run) {
     ++calls;
     EXPECT_EQ(run.status, -ETIME);
-    rig.machine.classify_status = 0;
+    rig.policy.classify_status = 0;
     return true;
   };
   report = rig.epoch(in);
@@ -302,7 +302,7 @@ TEST(EngineEpoch, AFailedPolicyMovesNothingAndTheNextTakesOver) {
 
 TEST(EngineEpoch, NoMovesStillClassifiesAndSplits) {
   Two rig;
-  rig.machine.use_hyperplace();
+  rig.policy.use_hyperplace();
   auto in = rig.machine.input();
   in.moves = false;
   rig.source.touch(1, kA, 1000);
@@ -331,7 +331,7 @@ TEST(EngineEpoch, CostFollowsSamplesNotFootprint) {
     Rig rig;
     rig.machine.size_pages[HT_TIER_FAST] = 16 * kGranulePages;
     rig.machine.size_pages[HT_TIER_SLOW] = 1 << 22;
-    rig.machine.use_hyperplace();
+    rig.policy.use_hyperplace();
     rig.start(10, 1);
     rig.machine.map(1, kA, kA + bytes);
     rig.machine.populate(1, kA, kA + 32 * kMiB, HT_TIER_FAST);
@@ -357,7 +357,7 @@ TEST(EngineEpoch, CostFollowsSamplesNotFootprint) {
 
 TEST(EngineEpoch, CostDoesNotFollowIdleProcesses) {
   Rig rig;
-  rig.machine.classify = by_samples;
+  rig.policy.classify = by_samples;
   for (__u32 p = 0; p < 400; ++p) {
     for (int m = 0; m < 5; ++m)
       rig.machine.map(100 + p, kA + static_cast<__u64>(m) * 4 * kMiB, kA + static_cast<__u64>(m) * 4 * kMiB + 2 * kMiB);
@@ -378,11 +378,11 @@ TEST(EngineEpoch, RandomLifeKeepsTheContracts) {
     rig.machine.size_pages[HT_TIER_FAST] = 6 * kGranulePages;
     rig.machine.size_pages[HT_TIER_SLOW] = 1 << 18;
     std::mt19937 rng(seed);
-    rig.machine.classify = [&](tier_range& r, const tier_scope&) {
+    rig.policy.classify = [&](tier_range& r, const tier_scope&) {
       r.heat = rng() % 4 ? r.samples : rng() % 1000;
       r.action = rng() % 3;
     };
-    rig.machine.admit = [&](const tier_range&, const tier_range&) { return rng() % 8 != 0; };
+    rig.policy.admit = [&](const tier_range&, const tier_range&) { return rng() % 8 != 0; };
     __u64 next_space = 1;
     std::map<__u32, __u64> alive;
     __u64 touched = 0;
@@ -420,13 +420,13 @@ TEST(EngineEpoch, RandomLifeKeepsTheContracts) {
     }
     EXPECT_EQ(rig.engine.totals().samples_total, touched);
     EXPECT_GT(rig.engine.totals().promoted_pages_total, 0u);
-    for (auto& view : rig.engine.ranges()) EXPECT_TRUE(alive.contains(view.range.pid));
+    for (auto& view : rig.ranges()) EXPECT_TRUE(alive.contains(view.range.pid));
     while (!alive.empty()) {
       rig.stop(alive.begin()->first);
       alive.erase(alive.begin());
     }
     rig.epoch();
-    EXPECT_TRUE(rig.engine.ranges().empty());
+    EXPECT_TRUE(rig.ranges().empty());
   }
 }
 

@@ -16,9 +16,10 @@ constexpr __u64 kHot = 4096;
 // 96 MiB, 16 MiB of it hot in pieces, 90 % of the accesses hot, fast tier full
 // of cold pages.
 struct Scattered : Rig {
-  Scattered(unsigned seed, __u64 piece_pages, double density, __u32 order = 0) : piece(piece_pages), rng(seed) {
+  Scattered(unsigned seed, __u64 piece_pages, double density, __u32 order = 0, EngineSettings settings = {})
+      : Rig(settings), piece(piece_pages), rng(seed) {
     samples = static_cast<int>(density * kFast);
-    machine.use_heattree();
+    policy.use_heattree();
     machine.size_pages[HT_TIER_FAST] = kFast;
     machine.size_pages[HT_TIER_SLOW] = kPageCount;
     machine.map(kSpace, kBase, kBase + kPageCount * HT_PAGE_SIZE);
@@ -84,7 +85,7 @@ INSTANTIATE_TEST_SUITE_P(DISABLED_Dense, ScatteredTest, testing::Values(std::tup
 TEST(Estimated, RangesAreDisjointAndWithinTheirMapping) {
   Scattered s(2, 1, 0.2);
   s.run(20);
-  auto views = s.engine.ranges();
+  auto views = s.ranges();
   ASSERT_GT(views.size(), 100U);
   __u64 pages = 0;
   __u64 at = kBase;
@@ -138,8 +139,8 @@ TEST(Estimated, HugePagesMoveWhole) {
 // heat is the only key: turned over, so is the placement.
 TEST(Estimated, ATurnedHeatTurnsThePlacement) {
   Scattered s(6, 16, 0.2);
-  s.machine.classify = [](tier_range& r, const tier_scope&) { r.heat = HT_UNKNOWN32 - r.rate; };
-  s.machine.admit = {};
+  s.policy.classify = [](tier_range& r, const tier_scope&) { r.heat = HT_UNKNOWN32 - r.rate; };
+  s.policy.admit = {};
   // The hot ones start fast.
   std::vector<__u64> turned(s.pieces.rbegin(), s.pieces.rend());
   s.pieces = turned;
@@ -158,20 +159,22 @@ TEST(Estimated, WhatIsUnmappedIsForgotten) {
   s.epoch();
   s.epoch();
   s.epoch();
-  for (const RangeView& view : s.engine.ranges()) EXPECT_LE(view.range.end, half);
+  for (const RangeView& view : s.ranges()) EXPECT_LE(view.range.end, half);
   s.stop(100);
   s.epoch();
   s.epoch();
-  EXPECT_TRUE(s.engine.ranges().empty());
+  EXPECT_TRUE(s.ranges().empty());
 }
 
 TEST(Estimated, PoliciesOfBothKindsTakeTurns) {
   Scattered s(8, 512, 0.2);
   s.run(10);
-  s.machine.use_hyperplace();
+  s.policy.use_hyperplace();
+  ++s.policy.generation;
   s.run(20);
   EXPECT_GT(s.hot_in_fast(), 0.9);
-  s.machine.use_heattree();
+  s.policy.use_heattree();
+  ++s.policy.generation;
   s.run(30);
   EXPECT_GT(s.hot_in_fast(), 0.95);
 }
@@ -180,7 +183,7 @@ TEST(Estimated, PoliciesOfBothKindsTakeTurns) {
 // it uses, a large one that is less busy the rest; one that stopped gives back.
 TEST(Estimated, ProcessesShareByRate) {
   Rig rig;
-  rig.machine.use_heattree();
+  rig.policy.use_heattree();
   rig.machine.size_pages[HT_TIER_FAST] = 8192;
   rig.machine.size_pages[HT_TIER_SLOW] = 65536;
   const __u64 size[3] = {2048, 16384, 8192};
@@ -203,10 +206,98 @@ TEST(Estimated, ProcessesShareByRate) {
   EXPECT_GE(fast(1), 8192 - size[0] - size[2] / 10 - 200);
 }
 
+// Over its bound a scope gives up its coldest pages, and knows at once what it has.
+TEST(Estimated, ABoundIsKept) {
+  Scattered s(9, 16, 0.2);
+  s.run(40);
+  ASSERT_GT(s.hot_in_fast(), 0.95);
+  auto bounded = [&] {
+    auto in = s.machine.input();
+    in.accounts = true;
+    in.fast_max_pages = kFast * 3 / 4;
+    return s.epoch(in);
+  };
+  auto report = bounded();
+  EXPECT_EQ(report.over_pages, kFast / 4);
+  EXPECT_EQ(s.machine.used(HT_TIER_FAST), kFast * 3 / 4);
+  EXPECT_EQ(report.demand.fast_pages, s.machine.used(HT_TIER_FAST));
+  EXPECT_EQ(report.demand.slow_pages, s.machine.used(HT_TIER_SLOW));
+  EXPECT_GT(s.hot_in_fast(), 0.95);
+  report = bounded();
+  EXPECT_EQ(report.over_pages, 0U);
+  EXPECT_EQ(report.scope.tier_pages[HT_TIER_FAST], s.machine.used(HT_TIER_FAST));
+}
+
+// Pages are on trial in a dry run too, and stay known to be where they are.
+TEST(Estimated, ADryRunTriesAndMovesNothing) {
+  Scattered s(10, 16, 0.2);
+  s.run(3);
+  const double before = s.hot_in_fast();
+  auto in = s.machine.input();
+  in.dry_run = true;
+  EpochReport report;
+  for (int e = 0; e < 3; ++e) {
+    report = s.epoch(in);
+    EXPECT_EQ(report.moved.nr, 0U);
+    EXPECT_GT(report.dry_run_pages, 0U);
+  }
+  EXPECT_GT(report.scope.trial_pages[HT_TIER_SLOW], 0U);
+  EXPECT_EQ(s.hot_in_fast(), before);
+  EXPECT_EQ(report.scope.tier_pages[HT_TIER_FAST], s.machine.used(HT_TIER_FAST));
+}
+
+// The plan's pairs are all asked about, in as many calls as they need.
+TEST(Estimated, PairsOfSinglePagesAreAllAskedAbout) {
+  Scattered s(11, 1, 0.2);
+  __u64 asked = 0;
+  s.policy.admit = [&](tier_range& hot, const tier_range&) {
+    EXPECT_EQ(hot.action, TIER_KEEP);
+    ++asked;
+    hot.action = TIER_TRY;
+    return false;
+  };
+  s.run(5);
+  asked = 0;
+  EXPECT_GT(s.next().refused_pages, 0U);
+  EXPECT_GT(asked, 2U * HT_CALL_PAIRS);
+  EXPECT_GT(s.next().scope.trial_pages[HT_TIER_SLOW], 0U);
+}
+
+// A policy that leaves after admit, in the middle of an epoch: its successor is
+// not told what the pages brought that it had put on trial.
+TEST(Estimated, WhatAPolicyThatLeftTriedIsForgotten) {
+  EngineSettings settings;
+  settings.max_move_share = 1;  // all that it wants, and takes back
+  Scattered s(12, 16, 0.2, 0, settings);
+  s.run(5);
+  s.policy.classify = [](tier_range& r, const tier_scope& scope) {
+    r.heat = scope.epoch & 1 ? r.rate : HT_UNKNOWN32 - r.rate;
+  };
+  s.policy.admit = [](tier_range&, const tier_range&) { return true; };
+  bool left = false;
+  EpochReport report;
+  for (int e = 0; e < 64 && !left; ++e) {
+    auto in = s.machine.input();
+    in.policy_failed = [&](const ht_run& run) {
+      EXPECT_EQ(run.exit.code, TIER_CODE_BUDGET);
+      left = true;
+      s.policy.use_heattree();
+      s.policy.admit = [](tier_range&, const tier_range&) { return false; };
+      ++s.policy.generation;
+      return true;
+    };
+    report = s.epoch(in);
+  }
+  ASSERT_TRUE(left);
+  EXPECT_EQ(report.moved.nr, 0U);
+  EXPECT_GT(report.scope.trial_pages[HT_TIER_SLOW], 0U);  // of the epoch before
+  EXPECT_EQ(s.next().scope.trial_pages[HT_TIER_SLOW], 0U);
+}
+
 // A process that is gone before its second epoch is never walked.
 TEST(Estimated, AShortLivedProcessCostsNothing) {
   Rig rig;
-  rig.machine.use_heattree();
+  rig.policy.use_heattree();
   rig.epoch();
   rig.machine.map(10, kBase, kBase + 4096 * HT_PAGE_SIZE);
   rig.machine.populate(10, kBase, kBase + 4096 * HT_PAGE_SIZE, HT_TIER_FAST);
@@ -215,7 +306,7 @@ TEST(Estimated, AShortLivedProcessCostsNothing) {
   rig.stop(100);
   rig.epoch();
   EXPECT_EQ(rig.machine.walked_pages, 0U);
-  EXPECT_TRUE(rig.engine.ranges().empty());
+  EXPECT_TRUE(rig.ranges().empty());
 }
 
 TEST(Heattree, MovesGoOnWhileTheyPay) {

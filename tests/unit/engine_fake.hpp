@@ -18,6 +18,7 @@
 #include "../../policies/heattree.h"
 #include "../../policies/hyperplace.h"
 #include "engine/engine.hpp"
+#include "engine/scope.hpp"
 
 namespace hypertier::fake {
 
@@ -42,8 +43,7 @@ struct FakeSpace {
 class FakeMachine : public Machine {
  public:
   FakeMachine()
-      : ranges_(HT_RANGES_MAX), admits_(HT_ADMITS_MAX), results_(HT_ADMITS_MAX), pages_(HT_PAGES_MAX),
-        pairs_(HT_PAIRS_MAX), spaces_run_(std::make_unique<ht_spaces_run>()),
+      : pages_(HT_PAGES_MAX), pairs_(HT_PAIRS_MAX), spaces_run_(std::make_unique<ht_spaces_run>()),
         walks_run_(std::make_unique<ht_walks_run>()) {}
 
   // ------------------------------------------------------------- the memory
@@ -104,53 +104,17 @@ class FakeMachine : public Machine {
     in.slow_free_pages = size_pages[HT_TIER_SLOW] - used(HT_TIER_SLOW);
     in.cpus = 2;
     in.period = 64;
-    in.estimated = estimated;
     return in;
-  }
-
-  // ------------------------------------------------------------- the policy
-  std::function<void(tier_range&, const tier_scope&)> classify = [](tier_range&, const tier_scope&) {};
-  std::function<void(const tier_scope&)> epoch_begin;
-  std::function<bool(tier_range&, const tier_range&)> admit;
-  bool estimated = false;  // the policy's flag
-  std::function<void(const tier_result&)> moved;
-  int classify_status = 0;
-
-  void use_hyperplace(hyperplace_settings settings = HYPERPLACE_DEFAULTS) {
-    classify = [settings](tier_range& r, const tier_scope& scope) {
-      r.heat = hyperplace_heat(&r, &settings);
-      r.action = hyperplace_action(&r, scope.cpus, &settings);
-    };
-    admit = [settings](tier_range& hot, const tier_range& cold) {
-      return hyperplace_admit(&hot, &cold, &settings) != 0;
-    };
-    epoch_begin = {};
-    estimated = false;
-  }
-
-  heattree_trial trial{};
-  void use_heattree(heattree_settings settings = HEATTREE_DEFAULTS) {
-    trial = {};
-    epoch_begin = [this, settings](const tier_scope& scope) { heattree_judge(&trial, &scope, &settings); };
-    classify = [](tier_range& r, const tier_scope&) { r.heat = heattree_heat(&r); };
-    admit = [this, settings](tier_range& hot, const tier_range& cold) {
-      return heattree_admit(&hot, &cold, &trial, &settings) != 0;
-    };
-    estimated = true;
   }
 
   // --------------------------------------------------------------- counters
   __u64 walked_pages = 0;
   __u64 spaces_asked = 0;
   __u64 lists_given = 0;
-  __u64 classified = 0;
   __u32 mappings_max = HT_MAPPINGS_MAX;
   std::vector<ht_pair> last_pairs;  // of the last exchange run
 
   // ---------------------------------------------------------------- Machine
-  std::span<tier_range> ranges() override { return ranges_; }
-  std::span<tier_pair> admits() override { return admits_; }
-  std::span<tier_result> results() override { return results_; }
   ht_spaces_run& spaces() override { return *spaces_run_; }
   std::span<const ht_mapping> mappings() override { return mappings_; }
   ht_walks_run& walks() override { return *walks_run_; }
@@ -186,42 +150,6 @@ class FakeMachine : public Machine {
       ++lists_given;
     }
     spaces_run_->used = static_cast<__u32>(mappings_.size());
-    return {};
-  }
-
-  Result<> run_classify(ht_run& run) override {
-    ++classified;
-    run.status = classify_status;
-    if (run.status) return {};
-    run.generation = 1;
-    if (epoch_begin) epoch_begin(run.scope);
-    for (__u32 i = 0; i < run.nr; ++i) {
-      tier_range before = ranges_[i];
-      classify(ranges_[i], run.scope);
-      tier_range after = ranges_[i];
-      before.heat = after.heat;
-      before.action = after.action;
-      EXPECT_EQ(std::memcmp(&before, &after, sizeof(before)), 0);
-    }
-    run.done = run.nr;
-    return {};
-  }
-
-  Result<> run_admit(ht_run& run) override {
-    for (__u32 i = 0; i < run.nr; ++i) {
-      tier_pair& pair = admits_[i];
-      EXPECT_GT(pair.pages, 0u);
-      EXPECT_LT(pair.hot.start, pair.hot.end);
-      if (pair.cold.start != pair.cold.end) {
-        EXPECT_GT(pair.hot.heat, pair.cold.heat);
-      }
-      pair.admitted = !admit || admit(pair.hot, pair.cold);
-    }
-    return {};
-  }
-
-  Result<> run_moved(ht_run& run) override {
-    for (__u32 i = 0; i < run.nr && moved; ++i) moved(results_[i]);
     return {};
   }
 
@@ -339,14 +267,99 @@ class FakeMachine : public Machine {
   }
 
   __u64 used_[HT_TIERS] = {0, 0};
-  std::vector<tier_range> ranges_;
-  std::vector<tier_pair> admits_;
-  std::vector<tier_result> results_;
   std::vector<ht_mapping> mappings_;
   std::vector<ht_page_t> pages_;
   std::vector<ht_pair> pairs_;
   std::unique_ptr<ht_spaces_run> spaces_run_;
   std::unique_ptr<ht_walks_run> walks_run_;
+};
+
+// A policy made of functions; any number of scopes may have the same.
+struct FakePolicy {
+  std::function<void(tier_range&, const tier_scope&)> classify = [](tier_range&, const tier_scope&) {};
+  std::function<void(const tier_scope&)> epoch_begin;
+  std::function<bool(tier_range&, const tier_range&)> admit;
+  std::function<void(const tier_result&)> moved;
+  int classify_status = 0;
+  bool estimated = false;  // the policy's flag
+
+  void use_hyperplace(hyperplace_settings settings = HYPERPLACE_DEFAULTS) {
+    classify = [settings](tier_range& r, const tier_scope& scope) {
+      r.heat = hyperplace_heat(&r, &settings);
+      r.action = hyperplace_action(&r, scope.cpus, &settings);
+    };
+    admit = [settings](const tier_range& hot, const tier_range& cold) {
+      return hyperplace_admit(&hot, &cold, &settings) != 0;
+    };
+    epoch_begin = {};
+    estimated = false;
+  }
+
+  heattree_trial trial{};
+  void use_heattree(heattree_settings settings = HEATTREE_DEFAULTS) {
+    trial = {};
+    epoch_begin = [this, settings](const tier_scope& scope) { heattree_judge(&trial, &scope, &settings); };
+    classify = [](tier_range& r, const tier_scope&) { r.heat = heattree_heat(&r); };
+    admit = [this, settings](tier_range& hot, const tier_range& cold) {
+      return heattree_admit(&hot, &cold, &trial, &settings) != 0;
+    };
+    estimated = true;
+  }
+
+  __u64 classified = 0;  // epochs
+  __u64 generation = 1;  // another one: another policy
+};
+
+class FakeCaller : public PolicyCaller {
+ public:
+  explicit FakeCaller(FakePolicy& policy) : policy_(policy), call_(std::make_unique<ht_call>()) {}
+
+  std::span<tier_range> ranges() override { return call_->ranges; }
+  std::span<tier_pair> pairs() override { return call_->pairs; }
+  std::span<tier_result> results() override { return call_->results; }
+
+  Result<> run_classify(ht_run& run) override {
+    if (!run.first) ++policy_.classified;
+    EXPECT_LE(run.nr, __u32{HT_CALL_RANGES});
+    run.status = policy_.classify_status;
+    if (run.status) return {};
+    run.generation = policy_.generation;
+    if (!run.first && policy_.epoch_begin) policy_.epoch_begin(run.scope);
+    for (__u32 i = 0; i < run.nr; ++i) {
+      tier_range before = call_->ranges[i];
+      policy_.classify(call_->ranges[i], run.scope);
+      tier_range after = call_->ranges[i];
+      before.heat = after.heat;
+      before.action = after.action;
+      EXPECT_EQ(std::memcmp(&before, &after, sizeof(before)), 0);
+    }
+    run.done = run.nr;
+    return {};
+  }
+
+  Result<> run_admit(ht_run& run) override {
+    run.generation = policy_.generation;
+    for (__u32 i = 0; i < run.nr; ++i) {
+      tier_pair& pair = call_->pairs[i];
+      EXPECT_GT(pair.pages, 0u);
+      EXPECT_LT(pair.hot.start, pair.hot.end);
+      if (pair.cold.start != pair.cold.end) {
+        EXPECT_GT(pair.hot.heat, pair.cold.heat);
+      }
+      pair.admitted = !policy_.admit || policy_.admit(pair.hot, pair.cold);
+    }
+    return {};
+  }
+
+  Result<> run_moved(ht_run& run) override {
+    run.generation = policy_.generation;
+    for (__u32 i = 0; i < run.nr && policy_.moved; ++i) policy_.moved(call_->results[i]);
+    return {};
+  }
+
+ private:
+  FakePolicy& policy_;
+  std::unique_ptr<ht_call> call_;
 };
 
 class FakeSource : public SampleSource {
@@ -401,7 +414,8 @@ inline ht_space_event event(ht_space_event_kind kind, __u32 pid, __u64 space, co
 
 // An engine on a fake machine.
 struct Rig {
-  explicit Rig(EngineSettings settings = {}) : engine(machine, source, settings) {}
+  explicit Rig(EngineSettings settings = {})
+      : engine(machine, source, settings), root(engine.add_scope(1, "/", std::make_unique<FakeCaller>(policy))) {}
 
   void start(__u32 pid, __u64 space, ht_space_event_kind kind = HT_SPACE_FORK) {
     for (auto& s : machine.spaces_by_id) s.second.pids.erase(pid);
@@ -419,15 +433,20 @@ struct Rig {
   }
 
   EpochReport epoch() { return epoch(machine.input()); }
-  EpochReport epoch(const EpochInput& input) {
-    auto report = engine.epoch(input);
+  EpochReport epoch(EpochInput input) {
+    input.estimated = policy.estimated;
+    auto report = engine.epoch(root, input);
     EXPECT_TRUE(report.has_value()) << (report ? "" : report.error().message);
     return report.value_or(EpochReport{});
   }
 
+  std::vector<RangeView> ranges(std::optional<__u32> pid = {}) const { return engine.ranges(root, pid); }
+
   FakeMachine machine;
+  FakePolicy policy;
   FakeSource source;
   Engine engine;
+  Scope& root;
 };
 
 }  // namespace hypertier::fake

@@ -21,7 +21,7 @@ class Hotset {
   Hotset(unsigned seed, __u64 fast_bytes, __u32 order, EngineSettings settings = {}) : rig(settings), rng_(seed) {
     FakeMachine& m = rig.machine;
     fast_pages_ = fast_bytes >> HT_PAGE_SHIFT;
-    m.use_hyperplace();
+    rig.policy.use_hyperplace();
     m.size_pages[HT_TIER_FAST] = fast_pages_;
     m.size_pages[HT_TIER_SLOW] = kFootprint >> HT_PAGE_SHIFT;
     m.map(kSpace, kBase, kBase + kFootprint);

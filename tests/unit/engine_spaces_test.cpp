@@ -6,9 +6,9 @@ namespace {
 
 constexpr __u64 kA = 0x10000000, kB = 0x20000000;
 
-std::vector<__u64> spaces_of(const Engine& engine) {
+std::vector<__u64> spaces_of(const Rig& rig) {
   std::set<__u64> spaces;
-  for (auto& view : engine.ranges()) spaces.insert(view.range.space);
+  for (auto& view : rig.ranges()) spaces.insert(view.range.space);
   return {spaces.begin(), spaces.end()};
 }
 
@@ -17,15 +17,15 @@ TEST(EngineSpaces, ForkExecExit) {
   rig.machine.map(1, kA, kA + 4 * kMiB);
   rig.start(10, 1);
   rig.epoch();
-  EXPECT_EQ(spaces_of(rig.engine), (std::vector<__u64>{1}));
+  EXPECT_EQ(spaces_of(rig), (std::vector<__u64>{1}));
 
   rig.machine.map(2, kB, kB + 4 * kMiB);
   rig.start(11, 2);
   rig.epoch();
-  EXPECT_EQ(spaces_of(rig.engine), (std::vector<__u64>{1, 2}));
-  ASSERT_EQ(rig.engine.ranges(11).size(), 1u);
-  EXPECT_EQ(rig.engine.ranges(11)[0].range.pid, 11u);
-  EXPECT_EQ(rig.engine.ranges(11)[0].comm, "work");
+  EXPECT_EQ(spaces_of(rig), (std::vector<__u64>{1, 2}));
+  ASSERT_EQ(rig.ranges(11).size(), 1u);
+  EXPECT_EQ(rig.ranges(11)[0].range.pid, 11u);
+  EXPECT_EQ(rig.ranges(11)[0].comm, "work");
 
   // exec: another space, the old one is gone with its granules
   rig.machine.map(3, kA, kA + 8 * kMiB);
@@ -33,13 +33,13 @@ TEST(EngineSpaces, ForkExecExit) {
   rig.start(11, 3, HT_SPACE_EXEC);
   rig.machine.remove(rig.machine.spaces_by_id.find(2));
   rig.epoch();
-  EXPECT_EQ(spaces_of(rig.engine), (std::vector<__u64>{1, 3}));
+  EXPECT_EQ(spaces_of(rig), (std::vector<__u64>{1, 3}));
   EXPECT_EQ(rig.source.forgotten, (std::vector<FakeSource::Forgotten>{{2, 0, HT_UNKNOWN64}}));
 
   rig.stop(10);
   rig.stop(11);
   rig.epoch();
-  EXPECT_TRUE(rig.engine.ranges().empty());
+  EXPECT_TRUE(rig.ranges().empty());
   EXPECT_TRUE(rig.engine.processes().empty());
   EXPECT_EQ(rig.source.forgotten.size(), 3u);
 }
@@ -53,12 +53,12 @@ TEST(EngineSpaces, SharedSpaceLivesUntilTheLastLeaves) {
   rig.epoch();
   rig.stop(10);
   rig.epoch();
-  EXPECT_EQ(spaces_of(rig.engine), (std::vector<__u64>{1}));
-  EXPECT_EQ(rig.engine.ranges()[0].range.pid, 11u);
+  EXPECT_EQ(spaces_of(rig), (std::vector<__u64>{1}));
+  EXPECT_EQ(rig.ranges()[0].range.pid, 11u);
   EXPECT_TRUE(rig.source.forgotten.empty());
   rig.stop(11);
   rig.epoch();
-  EXPECT_TRUE(rig.engine.ranges().empty());
+  EXPECT_TRUE(rig.ranges().empty());
 }
 
 TEST(EngineSpaces, AMissedExecIsNoticed) {
@@ -70,7 +70,7 @@ TEST(EngineSpaces, AMissedExecIsNoticed) {
   rig.machine.spaces_by_id[2].pids.insert(10);
   rig.machine.remove(rig.machine.spaces_by_id.find(1));
   for (int e = 0; e < 12; ++e) rig.epoch();
-  EXPECT_EQ(spaces_of(rig.engine), (std::vector<__u64>{2}));
+  EXPECT_EQ(spaces_of(rig), (std::vector<__u64>{2}));
 }
 
 TEST(EngineSpaces, AMissedExitIsNoticed) {
@@ -80,7 +80,7 @@ TEST(EngineSpaces, AMissedExitIsNoticed) {
   rig.epoch();
   rig.machine.remove(rig.machine.spaces_by_id.find(1));
   for (int e = 0; e < 12; ++e) rig.epoch();
-  EXPECT_TRUE(rig.engine.ranges().empty());
+  EXPECT_TRUE(rig.ranges().empty());
   EXPECT_TRUE(rig.engine.processes().empty());
 }
 
@@ -90,7 +90,7 @@ TEST(EngineSpaces, AProcessWhoseSpaceIsNotKnownYetIsAsked) {
   rig.machine.spaces_by_id[5].pids.insert(10);
   rig.engine.space_event(event(HT_SPACE_TASK, 10, 0));
   rig.epoch();
-  EXPECT_EQ(spaces_of(rig.engine), (std::vector<__u64>{5}));
+  EXPECT_EQ(spaces_of(rig), (std::vector<__u64>{5}));
 }
 
 TEST(EngineSpaces, IdleSpacesArePolledInRotation) {
@@ -112,7 +112,7 @@ TEST(EngineSpaces, IdleSpacesArePolledInRotation) {
   // A change in an idle space is seen within the rotation.
   rig.machine.map(130, kB, kB + 2 * kMiB);
   for (int e = 0; e < 8; ++e) rig.epoch();
-  EXPECT_EQ(rig.engine.ranges(1030).size(), 2u);
+  EXPECT_EQ(rig.ranges(1030).size(), 2u);
 }
 
 TEST(EngineSpaces, AFullMappingListIsReadInSeveralRuns) {
@@ -124,7 +124,7 @@ TEST(EngineSpaces, AFullMappingListIsReadInSeveralRuns) {
     rig.start(1000 + i, 100 + i);
   }
   rig.epoch();
-  EXPECT_EQ(rig.engine.ranges().size(), 21u);
+  EXPECT_EQ(rig.ranges().size(), 21u);
 }
 
 TEST(EngineSpaces, StraysAreCountedByReasonAndMappingsRefreshed) {
@@ -158,7 +158,7 @@ TEST(EngineSpaces, KindsAndSizesThatAreManaged) {
   rig.start(10, 1);
   rig.epoch();
   std::vector<__u64> starts;
-  for (auto& view : rig.engine.ranges()) starts.push_back(view.range.start);
+  for (auto& view : rig.ranges()) starts.push_back(view.range.start);
   EXPECT_EQ(starts, (std::vector<__u64>{0x1000000, 0x3000000, 0x5000000}));
 }
 
@@ -175,7 +175,7 @@ TEST(EngineSpaces, WhatIsUnmappedIsForgotten) {
   rig.epoch();
   EXPECT_EQ(rig.source.forgotten, (std::vector<FakeSource::Forgotten>{{1, kA + 4 * kMiB, kA + 6 * kMiB},
                                                                      {1, kB, kB + 4 * kMiB}}));
-  auto ranges = rig.engine.ranges();
+  auto ranges = rig.ranges();
   ASSERT_EQ(ranges.size(), 2u);
   EXPECT_EQ(ranges[0].range.end, kA + 4 * kMiB);
   EXPECT_EQ(ranges[1].range.start, kA + 6 * kMiB);

@@ -107,7 +107,7 @@ Result<std::unique_ptr<Guest>> Guest::start(const GuestOptions& o) {
   (dir + "/control").copy(address.sun_path, sizeof address.sun_path - 1);
   if (connect(guest->control_, reinterpret_cast<sockaddr*>(&address), sizeof address) < 0)
     return fail_errno("cannot reach the guest's serial port", errno);
-  if (auto ready = guest->read_answer(400); !ready) return std::unexpected(ready.error());
+  if (auto ready = guest->read_answer(o.boot_seconds); !ready) return std::unexpected(ready.error());
   return guest;
 }
 

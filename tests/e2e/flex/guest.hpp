@@ -18,6 +18,7 @@ struct GuestOptions {
   unsigned long long fast_bytes = 256ULL << 20;
   unsigned long long slow_bytes = 512ULL << 20;
   bool boot = true;       // false: stopped at reset, no guest
+  int boot_seconds = 400;  // until its kernel must be up
   bool qtest = false;     // with a qtest socket and a legacy balloon in slot 4
   std::string directory;  // for its files; empty: a new one on tmpfs
   bool mounts = false;    // a tmpfs of its own for each tier, so that it can be capped

@@ -309,6 +309,47 @@ TEST_F(Tierhostd, CapsATierAndFindsMemoryWithoutAName) {
   EXPECT_EQ(json["tiers"][0]["resident_bytes"], fast.st_blocks * 512ULL);
 }
 
+// A name is whatever somebody wrote on a command line; the saved state may be damaged.
+TEST_F(Tierhostd, NamesAndStateAreNotTrusted) {
+  const std::string name = "a\x1b[31m\"b\\<c>&";
+  auto stub = Guest::start(options(name, false, 64 * kMiB, 64 * kMiB));
+  ASSERT_TRUE(stub) << stub.error().message;
+  wait_for(std::to_string((*stub)->pid()), "one_balloon");
+  const auto text_of = [&](const std::string& arguments) {
+    const std::string out = dir + "/out";
+    EXPECT_EQ(system((bin("tierctl") + " vm --host-socket " + dir + "/sock " + arguments + " >" + out + " 2>&1").c_str()), 0) << arguments;
+    std::ifstream file(out);
+    return std::string((std::istreambuf_iterator<char>(file)), {});
+  };
+  for (const char* command : {"list", "events"}) {
+    const auto text = text_of(command);
+    EXPECT_NE(text.find("a?[31m"), std::string::npos) << text;
+    EXPECT_EQ(text.find('\x1b'), std::string::npos) << command;
+  }
+  const auto metrics = text_of("metrics");
+  EXPECT_NE(metrics.find("vm=\"a?[31m\\\"b\\\\<c>&\""), std::string::npos) << metrics;
+  text_of("report -o " + dir + "/names.svg");
+  std::ifstream svg(dir + "/names.svg");
+  const std::string picture((std::istreambuf_iterator<char>(svg)), {});
+  EXPECT_NE(picture.find("&lt;c&gt;&amp;"), std::string::npos) << picture;
+  EXPECT_EQ(picture.find('\x1b'), std::string::npos);
+
+  // Whole or not at all: no half-written state, and a damaged one is not guessed at.
+  ASSERT_EQ(tierctl("qos kept --fast-guarantee 32M").status, 0);
+  EXPECT_FALSE(std::filesystem::exists(dir + "/host.json.new"));
+  struct stat state{};
+  ASSERT_EQ(stat((dir + "/host.json").c_str(), &state), 0);
+  EXPECT_EQ(state.st_mode & 022, 0u) << "others may write it";
+  stop(SIGKILL);
+  std::ofstream(dir + "/host.json") << "{\"qos\": tr";
+  const std::string line = bin("tierhostd") + " --no-bpf --socket " + dir + "/sock2 --state-dir " + dir + " 2>" + dir + "/damaged";
+  EXPECT_NE(system(line.c_str()), 0);
+  std::ifstream complaint(dir + "/damaged");
+  const std::string said((std::istreambuf_iterator<char>(complaint)), {});
+  EXPECT_NE(said.find("damaged"), std::string::npos) << said;
+  EXPECT_NE(said.find("HINT: "), std::string::npos) << said;
+}
+
 constexpr unsigned long long kTier = 64 * kMiB;
 
 // A guest without a kernel that obeys (or does not): each balloon takes its

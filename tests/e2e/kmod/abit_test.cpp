@@ -220,6 +220,47 @@ TEST_F(AccessedBits, NoFlush) {
   EXPECT_EQ(flushes.batch + flushes.range + flushes.remote, 0u);
 }
 
+// How much a TLB hides that nobody flushes: of pages that are touched all the
+// time by a process that is never switched out, how many are seen? Printed; what
+// it means is in docs/lab.md.
+TEST_F(AccessedBits, WhatTheTlbHides) {
+  double widest = 0;
+  for (std::size_t pages : {64, 512, 4096, 16384}) {
+    int ready[2];
+    ASSERT_EQ(pipe(ready), 0);
+    pid_t worker = fork();
+    if (!worker) {
+      Memory memory(std::max(pages * kPage, kHuge), kSlowNode);
+      char* data = memory.data();
+      (void)!write(ready[1], &data, sizeof data);
+      for (;;)
+        for (std::size_t i = 0; i < pages; i++) data[i * kPage]++;
+    }
+    char* data = nullptr;
+    ASSERT_EQ(read(ready[0], &data, sizeof data), static_cast<ssize_t>(sizeof data));
+    close(ready[0]);
+    close(ready[1]);
+    std::printf("bits: %5zu pages touched all the time, share seen after", pages);
+    for (unsigned ms : {1, 4, 16, 64, 256}) {
+      double share = 0;
+      for (int round = 0; round < 4; round++) {
+        bits_.clear();
+        bits_.add(worker, data, pages * kPage);
+        ASSERT_EQ(bits_.step(HT_CHECK_CLEAR), 0);
+        usleep(ms * 1000);
+        ASSERT_EQ(bits_.step(HT_CHECK_TEST), 0);
+        for (__u32 i = 0; i < bits_.run().nr; i++) share += static_cast<double>(count(bits_.run().check[i].bits.set)) / static_cast<double>(4 * pages);
+      }
+      std::printf(" %u ms %.3f", ms, share);
+      widest = share;
+    }
+    std::printf("\n");
+    kill(worker, SIGKILL);
+    waitpid(worker, nullptr, 0);
+  }
+  EXPECT_GT(widest, 0.5) << "of 64 MiB within 256 ms";
+}
+
 TEST_F(AccessedBits, WhatIsNotThere) {
   Memory memory(kHuge, kSlowNode);
   std::uint64_t space = mover().space_of(getpid());

@@ -51,6 +51,22 @@ ht_module_info Device::info() const {
   return info;
 }
 
+ht_seat Device::seat(std::uint64_t cgroup_id) const {
+  ht_seat seat{};
+  seat.cgroup_id = cgroup_id;
+  if (ioctl(fd_, HT_IOC_SEAT, &seat)) die("HT_IOC_SEAT");
+  return seat;
+}
+
+int Device::eject(std::uint64_t cgroup_id, std::uint64_t generation, std::uint32_t code) const {
+  ht_seat seat{};
+  seat.cgroup_id = cgroup_id;
+  seat.generation = generation;
+  seat.exit.code = code;
+  std::strcpy(seat.exit.message, "a test's reason");
+  return ioctl(fd_, HT_IOC_EJECT, &seat) ? errno : 0;
+}
+
 Mover::Mover() : object_(bpf_object__open_file((build_dir + "/bpf/mover.bpf.o").c_str(), nullptr)) {
   if (!object_) die("mover.bpf.o");
   if (bpf_object__load(object_)) die("loading mover.bpf.o");
@@ -62,11 +78,21 @@ Mover::Mover() : object_(bpf_object__open_file((build_dir + "/bpf/mover.bpf.o").
     if (value == MAP_FAILED) die(bpf_map__name(map));
     values_[bpf_map__name(map)] = value;
   }
+  LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_MMAPABLE);
+  int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, "call", sizeof(__u32), sizeof(ht_call), 1, &options);
+  __u32 number = 0;
+  if (fd < 0 || bpf_map_update_elem(bpf_map__fd(bpf_object__find_map_by_name(object_, "calls")), &number, &fd, BPF_ANY))
+    die("a scope's map");
+  void* call = mmap(nullptr, (sizeof(ht_call) + kPage - 1) & ~(kPage - 1), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (call == MAP_FAILED) die("a scope's map");
+  close(fd);
+  call_ = static_cast<ht_call*>(call);
   bpf_program* program;
   bpf_object__for_each_program(program, object_) programs_[bpf_program__name(program)] = bpf_program__fd(program);
 }
 
 Mover::~Mover() {
+  munmap(call_, (sizeof(ht_call) + kPage - 1) & ~(kPage - 1));
   bpf_map* map;
   bpf_object__for_each_map(map, object_) {
     auto value = values_.find(bpf_map__name(map));
@@ -76,7 +102,12 @@ Mover::~Mover() {
 }
 
 int Mover::call(const char* program) {
+  ht_call_number at{0};
   LIBBPF_OPTS(bpf_test_run_opts, options);
+  if (std::string(program) == "classify" || std::string(program) == "admit" || std::string(program) == "moved") {
+    options.ctx_in = &at;
+    options.ctx_size_in = sizeof(at);
+  }
   if (bpf_prog_test_run_opts(programs_.at(program), &options)) die(program);
   return static_cast<int>(options.retval);
 }

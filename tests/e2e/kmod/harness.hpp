@@ -31,21 +31,24 @@ class Device {
   ~Device();
   int fd() const { return fd_; }
   ht_module_info info() const;
+  ht_seat seat(std::uint64_t cgroup_id) const;
+  int eject(std::uint64_t cgroup_id, std::uint64_t generation, std::uint32_t code) const;  // 0 or an errno
 
  private:
   int fd_;
 };
 
-// The six programs of mover.bpf.o.
+// The programs of mover.bpf.o.
 class Mover {
  public:
   Mover();
   ~Mover();
 
-  ht_run& run() { return *as<ht_run>("run"); }
-  tier_range* ranges() { return as<tier_range>("ranges"); }
-  tier_pair* admits() { return as<tier_pair>("admits"); }
-  tier_result* results() { return as<tier_result>("results"); }
+  // The buffer of one scope: ranges, pairs and results share their place.
+  ht_run& run() { return call_->run; }
+  tier_range* ranges() { return call_->ranges; }
+  tier_pair* admits() { return call_->pairs; }
+  tier_result* results() { return call_->results; }
   ht_spaces_run& spaces() { return *as<ht_spaces_run>("spaces"); }
   ht_mapping* mappings() { return as<ht_mapping>("mappings"); }
   ht_walks_run& walks() { return *as<ht_walks_run>("walks"); }
@@ -71,6 +74,7 @@ class Mover {
     return static_cast<T*>(values_.at(map));
   }
   bpf_object* object_;
+  ht_call* call_;
   std::map<std::string, void*> values_;
   std::map<std::string, int> programs_;
 };

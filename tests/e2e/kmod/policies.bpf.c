@@ -77,6 +77,32 @@ void BPF_PROG(slow_classify, struct tier_range *range, struct tier_scope *scope)
 	range->heat = 1;
 }
 
+SEC("struct_ops/admit")
+bool BPF_PROG(dawdling_admit, struct tier_range *hot, struct tier_range *cold, struct tier_scope *scope)
+{
+	bpf_loop(20000, spin, NULL, 0);
+	return true;
+}
+
+SEC("struct_ops/moved")
+void BPF_PROG(dawdling_moved, struct tier_result *result, struct tier_scope *scope)
+{
+	bpf_loop(20000, spin, NULL, 0);
+}
+
+static long spin_long(__u32 index, void *context)
+{
+	bpf_loop(1 << 20, spin, NULL, 0);
+	return 0;
+}
+
+/* seconds in one callback, and as an RCU reader all the while */
+SEC("struct_ops/classify")
+void BPF_PROG(endless_classify, struct tier_range *range, struct tier_scope *scope)
+{
+	bpf_loop(100, spin_long, NULL, 0);
+}
+
 /* may sleep as well */
 SEC("struct_ops.s/classify")
 void BPF_PROG(sleepable_classify, struct tier_range *range, struct tier_scope *scope)
@@ -100,6 +126,8 @@ POLICY(policy_empty, 1);
 POLICY(policy_invalid, 1, .classify = (void *)invalid_classify);
 POLICY(policy_refusing, 1, .init = (void *)refusing_init);
 POLICY(policy_slow, 1, .classify = (void *)slow_classify);
+POLICY(policy_dawdling, 1, .admit = (void *)dawdling_admit, .moved = (void *)dawdling_moved);
+POLICY(policy_endless, 2, .classify = (void *)endless_classify);
 POLICY(policy_sleepable, 1, .classify = (void *)sleepable_classify);
 POLICY(policy_elsewhere, 4711, .classify = (void *)sleepable_classify);
 POLICY(policy_nowhere, 0, .classify = (void *)sleepable_classify);

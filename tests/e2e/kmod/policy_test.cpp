@@ -176,13 +176,114 @@ TEST_F(Policy, BadOnesAreNotSeated) {
   EXPECT_EQ(classify(), -ENOENT);
 }
 
-TEST_F(Policy, InvalidActionEndsTheRun) {
+TEST_F(Policy, InvalidActionEjects) {
   Link link(policy("invalid"));
+  for (__u32 i = 5; i < 100; i++) mover().ranges()[i].heat = 7;
   EXPECT_EQ(classify(), -EINVAL);
   EXPECT_EQ(run().status, -EINVAL);
+  EXPECT_EQ(run().exit.kind, static_cast<__u32>(TIER_EXIT_EJECTED));
+  EXPECT_EQ(run().exit.code, static_cast<__u32>(TIER_CODE_INVALID_ACTION));
+  EXPECT_EQ(run().exit.epoch, 9u);
+  EXPECT_STREQ(run().exit.message, "classify: action 77 for the range at a00000, but there are 0 to 2 only");
   EXPECT_EQ(run().done, 5u);
   EXPECT_EQ(mover().ranges()[4].action, TIER_SPLIT);
-  EXPECT_EQ(mover().ranges()[5].action, TIER_KEEP);
+  for (__u32 i = 5; i < 100; i++) {  // the rest stays as it is
+    EXPECT_EQ(mover().ranges()[i].action, TIER_KEEP);
+    EXPECT_EQ(mover().ranges()[i].heat, 0u);
+  }
+  // later runs are refused, with the reason, whatever they ask
+  for (const char* program : {"classify", "admit", "moved"}) {
+    run().exit = {};
+    EXPECT_EQ(mover().call(program), -ECANCELED);
+    EXPECT_EQ(run().status, -ECANCELED);
+    EXPECT_EQ(run().done, 0u);
+    EXPECT_EQ(run().exit.code, static_cast<__u32>(TIER_CODE_INVALID_ACTION));
+  }
+  ht_seat seat = device_.seat(1);
+  EXPECT_EQ(seat.generation, run().generation);
+  EXPECT_STREQ(seat.name, "policy_invalid");
+  EXPECT_EQ(seat.exit.code, static_cast<__u32>(TIER_CODE_INVALID_ACTION));
+  // until another one is seated
+  ASSERT_EQ(link.swap(policy("first")), 0);
+  EXPECT_EQ(classify(), 0);
+  EXPECT_EQ(run().exit.kind, static_cast<__u32>(TIER_EXIT_NONE));
+  EXPECT_EQ(device_.seat(1).exit.kind, static_cast<__u32>(TIER_EXIT_NONE));
+}
+
+// Rules that the engine watches: it tells the module, which tells the policy.
+TEST_F(Policy, IsEjectedByTheEngine) {
+  Link link(policy("first"));
+  ASSERT_EQ(classify(), 0);
+  EXPECT_EQ(device_.eject(1, run().generation + 1, TIER_CODE_BUDGET), ESTALE);
+  EXPECT_EQ(device_.eject(2, run().generation, TIER_CODE_BUDGET), ENOENT);
+  EXPECT_EQ(device_.eject(1, run().generation, TIER_CODE_OK), EINVAL);
+  EXPECT_EQ(device_.eject(1, run().generation, TIER_CODES), EINVAL);
+  EXPECT_EQ(classify(), 0);
+  EXPECT_EQ(device_.eject(1, run().generation, TIER_CODE_BUDGET), 0);
+  EXPECT_EQ(device_.eject(1, run().generation, TIER_CODE_TIMEOUT), 0);
+  EXPECT_EQ(classify(), -ECANCELED);
+  EXPECT_EQ(run().exit.code, static_cast<__u32>(TIER_CODE_BUDGET));  // the first reason counts
+  EXPECT_STREQ(run().exit.message, "a test's reason");
+  ASSERT_EQ(link.swap(policy("second")), 0);
+  EXPECT_EQ(first_->exit_kind, static_cast<__u32>(TIER_EXIT_EJECTED));
+  EXPECT_EQ(classify(), 0);
+}
+
+// admit and moved have the same deadline.
+TEST_F(Policy, DeadlineHoldsInEveryCallback) {
+  Link link(policy("dawdling"));
+  for (const char* program : {"admit", "moved"}) {
+    SCOPED_TRACE(program);
+    ASSERT_EQ(link.swap(policy("dawdling")), 0);
+    run().nr = 100;
+    run().budget_ns = 20000;
+    for (__u32 i = 0; i < 100; i++) mover().admits()[i] = {.admitted = 9};
+    EXPECT_EQ(mover().call(program), -ETIME);
+    EXPECT_GE(run().done, 1u);
+    EXPECT_LT(run().done, 100u);
+    EXPECT_EQ(run().exit.code, static_cast<__u32>(TIER_CODE_TIMEOUT));
+    EXPECT_EQ(std::string(run().exit.message).substr(0, 5), std::string(program).substr(0, 5));
+    if (std::string(program) == "admit") {
+      for (__u32 i = run().done; i < 100; i++) EXPECT_EQ(mover().admits()[i].admitted, 0u);
+    }
+    EXPECT_EQ(classify(), -ECANCELED);
+  }
+}
+
+// A callback that is slow in itself: nobody else waits for it, neither another
+// seat's run, nor its hot swap.
+TEST_F(Policy, OtherSeatsNeverWait) {
+  Link slow(policy("endless"));
+  ASSERT_EQ(slow.error(), 0);
+  Link link(policy("first"));
+  run() = {};
+  run().scope = {.cgroup_id = 2, .epoch = 9};
+  run().nr = 1;
+  run().budget_ns = 1'000'000;
+  std::atomic<bool> returned{false};
+  Mover other;  // its own maps: the slow scope's thread
+  other.ranges()[0] = mover().ranges()[0];
+  other.run() = run();
+  std::thread thread([&] {
+    EXPECT_EQ(other.call("classify"), -ETIME);
+    returned = true;
+  });
+  int runs = 0, swaps = 0;
+  while (!returned) {
+    run() = {};
+    run().scope = {.cgroup_id = 1, .epoch = 9};
+    run().nr = 100;
+    ASSERT_EQ(classify(), 0);
+    ASSERT_EQ(link.swap(policy(runs % 2 ? "first" : "second")), 0);
+    if (returned) break;
+    runs++;
+    swaps++;
+  }
+  thread.join();
+  EXPECT_EQ(other.run().exit.code, static_cast<__u32>(TIER_CODE_TIMEOUT));
+  EXPECT_GE(runs, 10);
+  std::printf("one callback of %llu ms, %d runs and %d hot swaps of another seat meanwhile\n",
+              static_cast<unsigned long long>(other.run().policy_ns / 1000000), runs, swaps);
 }
 
 TEST_F(Policy, BudgetEndsTheRun) {
@@ -193,7 +294,10 @@ TEST_F(Policy, BudgetEndsTheRun) {
   EXPECT_GE(run().done, 1u);
   EXPECT_LT(run().done, 100u);
   EXPECT_GT(run().policy_ns, 20000u);
+  EXPECT_EQ(run().exit.code, static_cast<__u32>(TIER_CODE_TIMEOUT));
   run().budget_ns = 0;
+  EXPECT_EQ(classify(), -ECANCELED);
+  ASSERT_EQ(link.swap(policy("slow")), 0);
   EXPECT_EQ(classify(), 0);
 }
 
@@ -206,10 +310,11 @@ TEST_F(Policy, BothKindsOfProgramsAreTaken) {
 
 TEST_F(Policy, BadHeadersAreRefused) {
   Link link(policy("first"));
-  run().nr = HT_RANGES_MAX + 1;
+  run().nr = HT_CALL_RANGES + 1;
   EXPECT_EQ(classify(), -EINVAL);
-  run().nr = HT_ADMITS_MAX + 1;
+  run().nr = HT_CALL_PAIRS + 1;
   EXPECT_EQ(mover().call("admit"), -EINVAL);
+  run().nr = HT_CALL_RESULTS + 1;
   EXPECT_EQ(mover().call("moved"), -EINVAL);
 }
 

@@ -284,17 +284,19 @@ FlushCounter::Count FlushCounter::by(const std::string& comm) {
   return count;
 }
 
-std::map<std::string, uint64_t> FlushCounter::calls() {
-  std::map<std::string, uint64_t> calls;
-  for (const char* function : kFlushFunctions) {
-    std::istringstream text(read_file(flush_event(function) + "hist"));
+std::map<std::string, FlushCounter::Count> FlushCounter::all() {
+  std::map<std::string, Count> all;
+  auto add = [&](const std::string& histogram, uint64_t Count::*counter) {
+    std::istringstream text(read_file(histogram));
     for (std::string line; std::getline(text, line);) {
       char name[64];
       unsigned long long hits;
-      if (std::sscanf(line.c_str(), "{ common_pid: %63s [ %*d] } hitcount: %llu", name, &hits) == 2) calls[name] += hits;
+      if (std::sscanf(line.c_str(), "{ common_pid: %63s [ %*d] } hitcount: %llu", name, &hits) == 2) all[name].*counter += hits;
     }
-  }
-  return calls;
+  };
+  for (const char* function : kFlushFunctions) add(flush_event(function) + "hist", &Count::calls);
+  add(std::string(kFlushTrace) + "hist", &Count::flushes);
+  return all;
 }
 
 void write_file(const std::string& path, const std::string& text) {

@@ -139,7 +139,7 @@ class FlushCounter {
     uint64_t flushes = 0, calls = 0;
   };
   Count by(const std::string& comm);
-  std::map<std::string, uint64_t> calls();  // of everybody, by name
+  std::map<std::string, Count> all();  // of everybody, by name
 };
 
 void write_file(const std::string& path, const std::string& text);  // dies on failure

@@ -118,9 +118,12 @@ TEST_F(WithModule, SamplesMovesAndProcesses) {
   }));
 
   ht_run run{};
-  auto classified = machine.run_classify(run);
+  auto caller = (*adapter)->policy_caller();
+  ASSERT_TRUE(caller) << caller.error().message;
+  auto classified = (*caller)->run_classify(run);
   ASSERT_TRUE(classified) << classified.error().message;
   EXPECT_EQ(run.status, -ENOENT) << "the seat is empty";
+  caller->reset();
 
   (*adapter)->stop();
   EXPECT_FALSE((*adapter)->running());

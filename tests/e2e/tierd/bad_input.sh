@@ -56,7 +56,7 @@ bad_requests() {
 	check_refused "negative" 1 'cannot be -1: it is outside of 0..255' tierctl load "$settings" --set small=-1
 	check_refused "not a truth value" 1 'cannot be "maybe": it is a bool' tierctl load "$settings" --set flag=maybe
 	check_refused "no value" 2 'is not a setting' tierctl load "$settings" --set small
-	check_refused "cgroup" 1 'per-cgroup seats are not available yet' tierctl load static --cgroup /web
+	check_refused "cgroup" 1 'there is no cgroup /web' tierctl load static --cgroup /web
 	check_refused "not root" 1 'only root may talk to tierd' setpriv --reuid 65534 --clear-groups tierctl status
 	check_refused "not root: load" 1 'only root may talk to tierd' setpriv --reuid 65534 --clear-groups tierctl load static
 	check "oversize message" grep -q 'larger than 1 MiB' <("$TOOLS/send_raw" $SOCKET 1048577 x)

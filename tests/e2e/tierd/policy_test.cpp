@@ -107,43 +107,125 @@ class StateTest : public testing::Test {
   std::filesystem::path directory_;
 };
 
-TEST_F(StateTest, KeepsTheLastSeat) {
+TEST_F(StateTest, KeepsTheLastSeatOfEachCgroup) {
   const State state(directory_ / "state");
-  auto nothing = state.load();
-  ASSERT_TRUE(nothing);
-  EXPECT_FALSE(*nothing);
-  for (const char* policy : {"first", "second", "third"}) {
-    ASSERT_TRUE(state.save({policy, "file", {{"key", policy}}, std::string("bytes of ") + policy}));
-    auto saved = state.load();
-    ASSERT_TRUE(saved && *saved);
-    EXPECT_EQ((*saved)->policy, policy);
-    EXPECT_EQ((*saved)->settings.at("key"), policy);
-    EXPECT_EQ((*saved)->object, std::string("bytes of ") + policy);
+  EXPECT_TRUE(state.load().empty());
+  for (const char* policy : {"first", "second", "third"})
+    for (const char* cgroup : {"/", "/a", "/a/b"})
+      ASSERT_TRUE(state.save({cgroup, policy, "file", {{"key", policy}}, std::string(policy) + " bytes of " + cgroup}));
+  const auto saved = state.load();
+  ASSERT_EQ(saved.size(), 3U);
+  const char* order[] = {"/", "/a", "/a/b"};
+  for (std::size_t i = 0; i < 3; ++i) {
+    ASSERT_TRUE(saved[i].seat);
+    EXPECT_EQ(saved[i].cgroup, order[i]);
+    EXPECT_EQ(saved[i].seat->policy, "third");
+    EXPECT_EQ(saved[i].seat->settings.at("key"), "third");
+    EXPECT_EQ(saved[i].seat->object, std::string("third bytes of ") + order[i]);
   }
   struct stat status {};
   ASSERT_EQ(stat((directory_ / "state").c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0700U);
-  ASSERT_TRUE(state.clear());
+  ASSERT_TRUE(state.clear("/a"));
+  EXPECT_EQ(state.load().size(), 2U);
+  ASSERT_TRUE(state.clear("/"));
+  ASSERT_TRUE(state.clear("/a/b"));
   EXPECT_TRUE(std::filesystem::is_empty(directory_ / "state"));
 }
 
 // A crash before the rename leaves what was written of the new seat: the old one counts.
 TEST_F(StateTest, HalfWrittenSeatIsIgnored) {
   const State state(directory_);
-  ASSERT_TRUE(state.save({"old", "file", {}, "old bytes"}));
+  ASSERT_TRUE(state.save({"/", "old", "file", {}, "old bytes"}));
   std::ofstream(directory_ / "root-1.bpf.o") << "half of the new b";
   std::ofstream(directory_ / "root.json.new") << "{\"policy\": \"ne";
-  auto saved = state.load();
-  ASSERT_TRUE(saved && *saved);
-  EXPECT_EQ((*saved)->object, "old bytes");
+  const auto saved = state.load();
+  ASSERT_EQ(saved.size(), 1U);
+  ASSERT_TRUE(saved[0].seat);
+  EXPECT_EQ(saved[0].seat->object, "old bytes");
 }
 
 TEST_F(StateTest, DamageIsTold) {
   const State state(directory_);
-  for (const char* text : {"", "{", "[]", "{\"policy\": 1}", "{\"policy\":\"p\",\"file\":\"f\",\"settings\":{},\"object\":\"../x\"}"}) {
+  for (const char* text : {"", "{", "[]", "{\"policy\": 1}", "{\"policy\":\"p\",\"file\":\"f\",\"settings\":{},\"object\":\"../x\"}",
+                           "{\"cgroup\":\"/other\",\"policy\":\"p\",\"file\":\"f\",\"settings\":{},\"object\":\"root-0.bpf.o\"}"}) {
     std::ofstream(directory_ / "root.json", std::ios::trunc) << text;
-    EXPECT_FALSE(state.load()) << text;
+    const auto saved = state.load();
+    ASSERT_EQ(saved.size(), 1U) << text;
+    EXPECT_FALSE(saved[0].seat) << text;
   }
+}
+
+TEST_F(StateTest, KeepsBudgets) {
+  const State state(directory_);
+  EXPECT_TRUE(state.load_budgets()->empty());
+  Budgets budgets;
+  budgets["/a"].fast_max = *parse_amount("", "2G");
+  budgets["/a"].fast_min = *parse_amount("", "12.5%");
+  budgets["/b c\xff"].fast_min = *parse_amount("", "4K");
+  ASSERT_TRUE(state.save(budgets));
+  const auto loaded = state.load_budgets();
+  ASSERT_TRUE(loaded);
+  ASSERT_EQ(loaded->size(), 2U);
+  EXPECT_EQ(loaded->at("/a").fast_max->bytes, 2ULL << 30);
+  EXPECT_EQ(loaded->at("/a").fast_min->percent, 12.5);
+  std::ofstream(directory_ / "budgets.json", std::ios::trunc) << "{";
+  EXPECT_FALSE(state.load_budgets());
+}
+
+TEST(BudgetTest, Amounts) {
+  EXPECT_EQ(parse_amount("", "512M")->of(0), 512ULL << 20);
+  EXPECT_EQ(parse_amount("", "4096")->of(0), 4096U);
+  EXPECT_EQ(parse_amount("", "40%")->of(1000), 400U);
+  EXPECT_EQ(parse_amount("", "0")->of(1000), 0U);
+  for (const char* bad : {"", "%", "-1", "-1%", "101%", "1X", "1GB", "G", "99999999999999T", "nan%", "1e2", " 1", "0x10"})
+    EXPECT_FALSE(parse_amount("--fast-max", bad)) << bad;
+}
+
+TEST(BudgetTest, Rates) {
+  EXPECT_EQ(parse_rate("200MB/s").value(), kDefaultRate);
+  EXPECT_EQ(parse_rate("200M").value(), kDefaultRate);
+  EXPECT_EQ(parse_rate("1GB").value(), 1ULL << 30);
+  EXPECT_EQ(parse_rate("512K/s").value(), 512ULL << 10);
+  EXPECT_EQ(parse_rate("0").value(), 0U);
+  for (const char* bad : {"", "fast", "40%", "-1", "1MB/h", "1MM", "MB/s", "99999999999999999999", "20000000T", "1.5G"})
+    EXPECT_FALSE(parse_rate(bad)) << bad;
+  for (std::uint64_t rate : {0ULL, 1ULL, 4096ULL, 512ULL << 10, 200ULL << 20, 3ULL << 40, ~0ULL >> 4})
+    EXPECT_EQ(parse_rate(rate_text(rate)).value(), rate) << rate_text(rate);
+}
+
+TEST_F(StateTest, KeepsHowASeatMayMove) {
+  const State state(directory_);
+  ASSERT_TRUE(state.save({"/", "p", "f", {}, "bytes", {50ULL << 20, true}}));
+  Budgets budgets;
+  budgets["/a"].rate_bytes_per_s = 3;
+  budgets["/b"].dry_run = false;
+  ASSERT_TRUE(state.save(budgets));
+  const auto all = state.load();
+  ASSERT_EQ(all.size(), 1U);
+  ASSERT_TRUE(all[0].seat);
+  EXPECT_EQ(all[0].seat->moves.rate_bytes_per_s, 50ULL << 20);
+  EXPECT_TRUE(all[0].seat->moves.dry_run);
+  const auto loaded = state.load_budgets();
+  ASSERT_TRUE(loaded);
+  EXPECT_EQ(loaded->at("/a").rate_bytes_per_s, 3U);
+  EXPECT_FALSE(loaded->at("/a").dry_run.has_value());
+  EXPECT_EQ(loaded->at("/b").dry_run, false);
+}
+
+TEST(BudgetTest, MinimaMustFitTheTier) {
+  constexpr std::uint64_t kTier = 1 << 30;
+  Budgets budgets;
+  budgets["/a"].fast_min = *parse_amount("", "50%");
+  budgets["/b"].fast_min = *parse_amount("", "512M");
+  EXPECT_TRUE(check_budgets(budgets, kTier));
+  budgets["/c"].fast_min = *parse_amount("", "4K");
+  const auto refused = check_budgets(budgets, kTier);
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("cannot hold all minima"), std::string::npos);
+  budgets.erase("/c");
+  budgets["/b"].fast_max = *parse_amount("", "256M");
+  EXPECT_FALSE(check_budgets(budgets, kTier));
 }
 
 }  // namespace

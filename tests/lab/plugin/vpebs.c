@@ -447,7 +447,8 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
 	shared->ring_entries = 32768;
 	shared->ring_offset = VPEBS_HEADER_BYTES;
 	shared->pages_offset = shared->ring_offset + cpus * shared->ring_entries * sizeof(struct vpebs_record);
-	shared->pages_entries = power_of_two(2 * ((fast + slow) >> 12));
+	// all pages of the guest, and those that short-lived processes had
+	shared->pages_entries = power_of_two(4 * ((fast + slow) >> 12));
 	if (shared->pages_offset + shared->pages_entries * sizeof(struct vpebs_page) > (uint64_t)st.st_size)
 		return refuse("the shared file is too small");
 	shared->cache_bytes = power_of_two(cache / cpus);

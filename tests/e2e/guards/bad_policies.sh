@@ -1,0 +1,128 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Six bad policies, each in a cgroup of its own beside a good one: each is
+# refused or ejected with the right reason, the default takes over in the same
+# epoch, the good one's epochs go on, the kernel has nothing to complain of.
+# usage: bad_policies.sh BUILD   (in the lab, --no-tierd)
+. "$(dirname "$0")/../tierd/lib.sh"
+GUARDS=$BUILD/tests/e2e/guards/policies
+insmod "$MODULE"
+start_tierd --fresh
+
+mkdir -p /sys/fs/cgroup/bad /sys/fs/cgroup/good
+in_cgroup() { # CGROUP COMMAND...
+	local group=$1
+	shift
+	(echo 0 >"/sys/fs/cgroup/$group/cgroup.procs" && exec "$@")
+}
+in_cgroup bad "$TOOLS/busy" 220 "$work/bad" 0 &
+bad_pid=$!
+in_cgroup good "$TOOLS/busy" 64 "$work/good" 5 &
+good_pid=$!
+ready() { [ -s "$work/bad" ] && [ "$(od -An -tu8 -N8 "$work/bad" | tr -d ' ')" -gt 0 ]; }
+wait_until 120 ready || fail_check "the workload does not start"
+
+of_scope() { tierctl status --cgroup "$1" --json | get "$2"; }
+exit_of_bad() { of_scope /bad "/scopes/0/last_exit/$1"; }
+check "load, good" tierctl load "$GUARDS/steady.bpf.o" --cgroup /good
+last_event() { tierctl events --json | get /next; }
+
+# CODE PATTERN POLICY [LOAD OPTIONS]
+ejects() {
+	local code=$1 pattern=$2 policy=$3
+	shift 3
+	note "$policy"
+	local after before
+	after=$(last_event)
+	before=$(of_scope /good /scopes/0/counters/epochs_total)
+	if ! check "load" tierctl load "$GUARDS/$policy.bpf.o" --cgroup /bad "$@"; then return; fi
+	gone() { [ "$(exit_of_bad policy 2>/dev/null)" = "$policy" ] && [ "$(exit_of_bad kind)" = ejected ]; }
+	check "$policy is ejected" wait_until 240 gone
+	check_equal "$policy: code" "$code" "$(exit_of_bad code)"
+	check "$policy: reason ($(exit_of_bad reason))" grep -Eq "$pattern" <(exit_of_bad reason)
+	check_equal "$policy: the default took over" hyperplace "$(of_scope /bad /scopes/0/policy)"
+	check_equal "$policy: no epoch was without a policy" 0 "$(of_scope /bad /scopes/0/counters/empty_epochs_total)"
+	# The epoch that ejected it was carried out with the default's answer.
+	check_equal "$policy: no epoch without an answer" 0 "$(of_scope /bad /scopes/0/counters/policy_failures_total)"
+	tierctl events --after "$after" >"$work/events"
+	check "$policy: events name the reason" grep -Eq " ejected +/bad $policy: " "$work/events"
+	check "$policy: events name the successor" grep -Eq " seated +/bad hyperplace: the default takes over in the same epoch" "$work/events"
+	check_equal "$policy: when" true "$([ "$(exit_of_bad unix_ms)" -gt 0 ] && [ "$(exit_of_bad epoch)" -gt 0 ] && echo true)"
+	echo "ok: $(exit_of_bad reason) ($(exit_of_bad message)), $(($(of_scope /good /scopes/0/counters/epochs_total) - before)) epochs of the other scope meanwhile"
+	check_equal "$policy: the other scope's policy" steady "$(of_scope /good /scopes/0/policy)"
+}
+
+note "forbidden"
+check_refused "forbidden: the verifier" 1 'the verifier rejects policy forbidden in forbidden_classify: .*(heat and action|may write)' \
+	tierctl load "$GUARDS/forbidden.bpf.o" --cgroup /bad
+
+ejects invalid_action 'action that does not exist' invalid
+ejects timeout 'took [0-9]+ ms .* more than its 50 ms' sluggish
+ejects never_classifies 'never classifies' silent
+ejects budget 'more moves than an epoch may carry' restless
+
+note "stuck: seconds in one callback"
+# How many rounds are two seconds, on this machine?
+check "load, to measure" tierctl load "$GUARDS/stuck.bpf.o" --cgroup /bad --set rounds=2
+measured() { [ "$(exit_of_bad policy)" = stuck ]; }
+check "stuck is ejected" wait_until 240 measured
+took_ms=$(exit_of_bad reason | sed -n 's/.*took \([0-9]*\) ms.*/\1/p')
+rounds=$((2 * 2000 / (took_ms > 0 ? took_ms : 1) + 1))
+echo "2 rounds took $took_ms ms: $rounds are two seconds"
+tierctl load "$GUARDS/steady.bpf.o" --cgroup /bad >/dev/null
+# Its third epoch is the bad one: from before that until it is ejected the good one's are counted, often.
+check "load" tierctl load "$GUARDS/stuck.bpf.o" --cgroup /bad --set rounds=$rounds
+gone() { [ "$(exit_of_bad policy)" = stuck ] && [ "$(exit_of_bad kind)" = ejected ] && [ "$(exit_of_bad epoch)" -gt 0 ]; }
+of_stuck() { bpftool prog list 2>/dev/null | grep -c stuck_epoch; }
+good_epochs() { of_scope /good /scopes/0/counters/epochs_total; }
+longest=0 last=$(good_epochs) last_at=$(awk '{ printf "%d", $1 * 1000 }' /proc/uptime) first=$last started=$last_at
+for ((i = 0; i < 600; i++)); do
+	epochs=$(good_epochs)
+	at=$(awk '{ printf "%d", $1 * 1000 }' /proc/uptime)
+	if [ "$epochs" != "$last" ]; then
+		last=$epochs last_at=$at
+	elif [ $((at - last_at)) -gt $longest ]; then
+		longest=$((at - last_at))
+	fi
+	[ "$(of_scope /bad /scopes/0/policy)" = hyperplace ] && break
+	sleep 0.02
+done
+took_ms=$(exit_of_bad reason | sed -n 's/.*took \([0-9]*\) ms.*/\1/p')
+echo "stuck: $took_ms ms in one callback; the other scope (epochs of 100 ms) had $((last - first)) epochs in $((last_at - started)) ms, the longest pause seen $longest ms"
+check_at_least "stuck: in one callback, ms" 1500 "${took_ms:-0}"
+check_equal "stuck: code" timeout "$(exit_of_bad code)"
+check "stuck: the message names the callback" grep -q '^epoch_begin: ' <(exit_of_bad message)
+check_equal "stuck: the default took over" hyperplace "$(of_scope /bad /scopes/0/policy)"
+check_equal "stuck: no epoch without an answer" 0 "$(of_scope /bad /scopes/0/counters/policy_failures_total)"
+check_at_least "stuck: epochs of the other scope" 8 $((last - first))
+check "stuck: the other scope never waits for it" [ "$longest" -lt 1000 ]
+
+note "exit codes"
+check_refused "load --wait: the exit code says that it was ejected" 1 'policy invalid did not last 20 epochs: policy invalid answered with an action' \
+	tierctl load "$GUARDS/invalid.bpf.o" --cgroup /bad --wait 20
+check "load --wait: a good one" tierctl load "$GUARDS/steady.bpf.o" --cgroup /bad --wait 3
+check "restore: one command" tierctl restore --cgroup /bad
+check_equal "restore" hyperplace "$(of_scope /bad /scopes/0/policy)"
+
+note "a loader that dies is no policy error"
+check "load" tierctl load "$GUARDS/steady.bpf.o" --cgroup /bad --rate 100MB/s
+kill_tierd
+start_tierd
+check_equal "the seat is restored" steady "$(of_scope /bad /scopes/0/policy)"
+check_equal "with its rate" $((100 << 20)) "$(of_scope /bad /scopes/0/rate_bytes_per_s)"
+check_equal "nobody was ejected" null "$(of_scope /bad /scopes/0/last_exit)"
+again() { [ "$(of_scope /bad /scopes/0/counters/epochs_total)" -ge 1 ]; }
+check "its epochs go on" wait_until 30 again
+check_equal "no event of an ejection" 0 "$(tierctl events --json | grep -c '"kind": "ejected"')"
+
+check "unload" tierctl unload --cgroup /bad
+check "unload, good" tierctl unload --cgroup /good
+kill "$bad_pid" "$good_pid"
+wait "$bad_pid"
+check_equal "the workload's memory is right, bad" 143 $?
+wait "$good_pid"
+check_equal "the workload's memory is right, good" 143 $?
+stop_tierd
+check "the module unloads" wait_until 20 module_unloads
+check_equal "no lockup, no stall, no warning" 0 "$(dmesg | grep -Ec 'soft lockup|rcu.*stall|WARNING:|BUG:')"
+finish
