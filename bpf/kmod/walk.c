@@ -167,14 +167,15 @@ static int visit(struct walker *walker, struct folio *folio, unsigned long addre
 	/* without a mapping it is the huge zero folio, or was truncated */
 	if (tier == HT_TIER_NONE || !READ_ONCE(folio->mapping) || folio_is_zone_device(folio))
 		return 0;
-	if (tier == walker->list_tier) {
+	if (tier == walker->list_tier || walker->list_tier == HT_TIERS) {
 		if (folio != walker->last) {
 			if (walker->list_bound && walker->listed_pages >= walker->list_bound)
 				return -EDOM;
 			if (walker->used == walker->max_pages)
 				return -ENOSPC;
 			walker->pages[walker->used++] =
-				address | folio_order(folio) | (anon ? 0 : HT_PAGE_FILE);
+				address | folio_order(folio) | (anon ? 0 : HT_PAGE_FILE) |
+				(walker->list_tier == HT_TIERS && tier == HT_TIER_FAST ? HT_PAGE_FAST : 0);
 			walker->last = folio;
 		}
 		walker->listed_pages += nr;

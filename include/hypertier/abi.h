@@ -150,6 +150,12 @@ enum tier_action {
 	TIER_SPLIT = 1,	/* at the midpoint, from the next epoch on */
 	TIER_MERGE = 2,	/* with a neighbour that says TIER_MERGE too */
 	TIER_ACTIONS,
+	/*
+	 * In admit only, as hot->action with the answer false: not now, but watch
+	 * both sides for an epoch and say what the swap would have brought
+	 * (trial_* of the scope). Admitted pairs are watched as well.
+	 */
+	TIER_TRY = 16,
 };
 
 enum tier_range_flags {
@@ -186,7 +192,7 @@ struct tier_range {
 	__u32 heat;		/* the only ranking key: higher is hotter */
 	__u32 action;		/* enum tier_action */
 	/* estimates of the engine */
-	__u32 rate;		/* samples per epoch and GiB (flag ESTIMATED), else 0 */
+	__u32 rate;		/* flag ESTIMATED: 1/64 samples per epoch and GiB, else 0 */
 	__u32 uneven;		/* relative variance of heat inside, beyond chance, in 1/256: a lower bound.
 				 * 0: even, or too few samples to tell. Units: granules; pages if
 				 * the range is no larger than one. */
@@ -205,6 +211,11 @@ struct tier_scope {
 	__u32 processes;
 	__u32 cpus;		/* online */
 	__u32 period;		/* simulated or real misses per sample */
+	/* pairs on trial in the last epoch: 4 KiB pages, by the tier they were in,
+	 * and the samples they had in this one */
+	__u64 trial_pages[HT_TIERS];
+	__u64 trial_hits[HT_TIERS];
+	__u64 swap_ns;		/* measured cost of a pair of 4 KiB moves; 0: none was made yet */
 };
 
 /* Result of what was moved for one range in an epoch (callback moved). */
@@ -242,7 +253,7 @@ struct tier_exit_info {
 };
 
 enum hypertier_policy_flags {
-	HT_POLICY_ESTIMATED = 1 << 0,	/* reserved: wants estimated ranges */
+	HT_POLICY_ESTIMATED = 1 << 0,	/* wants estimated ranges, which it neither splits nor merges */
 	HT_POLICY_NO_MOVES = 1 << 1,	/* classifies only; nothing is planned */
 	HT_POLICY_FLAGS = HT_POLICY_ESTIMATED | HT_POLICY_NO_MOVES,
 };
@@ -342,7 +353,7 @@ struct ht_walk {
 	__u64 start;		/* in */
 	__u64 end;		/* in */
 	__u32 pid;		/* in */
-	__u32 list_tier;	/* in: enum ht_tier; HT_TIER_NONE: count only */
+	__u32 list_tier;	/* in: enum ht_tier; HT_TIER_NONE: count only; HT_TIERS: list both */
 	__u32 list_max_pages;	/* in: stop when pages of so many 4 KiB are listed; 0: no bound */
 	__u32 _pad;
 	__u64 next;		/* out: where it stopped; == end when complete */
@@ -365,6 +376,7 @@ struct ht_walks_run {
 typedef __u64 ht_page_t;
 #define HT_PAGE_ORDER_MASK 0x1fULL
 #define HT_PAGE_FILE 0x20ULL	/* shmem or page cache: exchange cannot take it */
+#define HT_PAGE_FAST 0x40ULL	/* in the fast tier; told where both tiers are listed */
 #define HT_PAGE_ADDR(p) ((p) & ~(HT_PAGE_SIZE - 1))
 #define HT_PAGE_ORDER(p) ((__u32)((p) & HT_PAGE_ORDER_MASK))
 

@@ -59,6 +59,11 @@ struct EngineSettings {
   // How long the result of a walk is taken for true, epochs; a range that pages
   // were moved in is walked again in any case.
   __u32 residency_epochs = 8;
+  // Estimated ranges: most of them, and how often they are drawn anew: every
+  // epoch up to pass_pages pages, less often with more.
+  __u32 max_estimated_ranges = HT_RANGES_MAX / 2;
+  __u64 pass_pages = 1 << 20;
+  __u64 max_pass_epochs = 10;
   // Free room of the fast tier that moves leave to the kernel's allocator, as
   // a share of the tier (TPP keeps 2 %).
   double fast_reserve_share = 0.02;
@@ -96,6 +101,7 @@ struct EpochInput {
   __u64 budget_ns = 0;            // for the policy's callbacks of one run; 0: no bound
   bool moves = true;              // false: classify only, and keep the bounds (HT_POLICY_NO_MOVES)
   __u32 exchange_flags = 0;       // enum ht_exchange_flags
+  bool estimated = false;         // the policy wants estimated ranges (HT_POLICY_ESTIMATED)
   __u64 rate_bytes_per_s = 0;     // of pages that change tiers, both ways together; 0: no limit
   bool dry_run = false;           // decides everything, moves nothing
   bool is_default = false;        // the seated policy is the default: there is none to take its place

@@ -8,8 +8,11 @@
 #include <cstddef>
 #include <functional>
 #include <span>
+#include <vector>
 
 #include <hypertier/abi.h>
+
+#include "plan.hpp"
 
 namespace hypertier {
 
@@ -54,6 +57,15 @@ struct Adapted {
   __u32 splits_refused = 0;
 };
 
+// Pages put on trial in the last epoch, by the tier they were in, and the
+// samples they had in this one.
+struct Trial {
+  __u64 hot_pages = 0;   // in slow memory
+  __u64 cold_pages = 0;  // in fast memory
+  __u64 hot_hits = 0;
+  __u64 cold_hits = 0;
+};
+
 class Partition {
  public:
   virtual ~Partition() = default;
@@ -88,6 +100,26 @@ class Partition {
   // Both take indices of the last fill, up to the next map, drop or adapt.
   virtual Residency& residency(std::size_t index) = 0;
   virtual Adapted adapt(std::span<const tier_range> answers) = 0;
+
+  // The rest is for partitions that keep track of where each page is. They say
+  // what to walk, list the pages of a range themselves, and count what pages on
+  // trial bring.
+  struct Span {
+    __u64 space = 0;
+    __u64 start = 0;
+    __u64 end = 0;
+  };
+  virtual bool knows_pages() const { return false; }
+  // Each within one mapping, about so many pages in all.
+  virtual std::vector<Span> to_walk(__u64 /*pages*/) { return {}; }
+  // The walk of a span ended at next; pages of both tiers, by address.
+  virtual void walked(const Span& /*span*/, __u64 /*next*/, std::span<const ht_page_t> /*pages*/) {}
+  virtual void list(std::size_t /*index*/, ht_tier /*tier*/, __u64 /*max_pages*/, std::vector<Listed>& /*listed*/) {}
+  // What became of a page that was to come to a tier.
+  virtual void placed(__u64 /*space*/, ht_page_t /*page*/, ht_move_result /*result*/, ht_tier /*wanted*/) {}
+  virtual Trial trial() { return {}; }
+  virtual void clear_trial() {}
+  virtual void try_pages(__u64 /*space*/, ht_page_t /*page*/, ht_tier /*side*/) {}
 };
 
 }  // namespace hypertier

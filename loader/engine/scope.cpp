@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "adaptive.hpp"
+#include "estimated.hpp"
 
 namespace hypertier {
 namespace {
@@ -13,7 +14,8 @@ namespace {
 // Pages are listed and offered to the policy for so many times the budget, so
 // that a refusal or a failure is made up for by the next in rank.
 constexpr __u64 kOverplan = 4;
-// Pairs of ranges that a policy is asked about in an epoch.
+// Pairs of ranges that a policy is asked about in an epoch. Ranges of single pages
+// are bounded by the plan: with fewer the budget would not be reached.
 constexpr std::size_t kGroupsMax = 2048;
 // Ranges per walk run: enough to pay for the call, few enough to stop in time.
 constexpr std::size_t kWalkBatch = 512;
@@ -23,6 +25,8 @@ constexpr int kWalkRounds = 8;
 constexpr __u32 kHoldMax = 8;
 // How long free room that could not be had is left alone, epochs.
 constexpr __u64 kWithheldEpochs = 32;
+
+constexpr double kSwapSmoothing = 0.1;
 
 __u64 bound_pages(const tier_range& range, const Residency& residency) {
   return residency.known() ? residency.pages() : range.mapped_pages;
@@ -109,7 +113,21 @@ __u64 Scope::close(__u64 fast_pages) {
   return samples;
 }
 
+// Another kind of ranges starts with what is mapped and no counts.
+void Scope::use(const EpochInput& input) {
+  if (partition_->knows_pages() == input.estimated) return;
+  if (input.estimated)
+    partition_ = std::make_unique<EstimatedPartition>(settings_);
+  else
+    partition_ = std::make_unique<AdaptivePartition>(settings_);
+  partition_->begin(epoch_);
+  for (const auto& [id, space] : spaces_.spaces()) partition_->map(id, spaces_.managed(space));
+  partition_->close(std::min(input.fast_capacity_pages, input.fast_max_pages));
+}
+
 Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report) {
+  use(input);
+  if (auto done = look(report); !done) return done;
   ranges_ = {buffer_.get(), partition_->fill({buffer_.get(), HT_RANGES_MAX})};
   for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
   results_.resize(ranges_.size());
@@ -150,6 +168,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
     if (input.moves)
       if (auto done = promote(input, report); !done) return done;
     if (!retaken_) break;
+    partition_->clear_trial();  // what the one that left had put on trial
   }
   if (input.accounts && report.decision != Decision::kPolicyFailed) {
     if (auto done = keep_bounds(input, report); !done) return done;
@@ -186,12 +205,20 @@ void Scope::describe(const EpochInput& input, __u64 samples, EpochReport& report
   report.scope.processes = static_cast<__u32>(spaces_.processes().size());
   report.scope.cpus = input.cpus;
   report.scope.period = input.period;
+  const Trial trial = partition_->trial();
+  report.scope.trial_pages[HT_TIER_FAST] = trial.cold_pages;
+  report.scope.trial_pages[HT_TIER_SLOW] = trial.hot_pages;
+  report.scope.trial_hits[HT_TIER_FAST] = trial.cold_hits;
+  report.scope.trial_hits[HT_TIER_SLOW] = trial.hot_hits;
+  report.scope.swap_ns = static_cast<__u64>(swap_ns_);
+  partition_->clear_trial();
 }
 
 // Walks what may have changed since it was walked, so that the scope knows all
 // that it has in each tier: a space whose size and mappings are those of the
 // last poll, and in which nothing was moved, is believed.
 Result<> Scope::account(EpochReport& report) {
+  if (partition_->knows_pages()) return {};  // it had its walks in look()
   walk_budget_pages_ = settings_.max_walk_pages;
   std::vector<__u32> batch;
   std::vector<Listed> none;
@@ -248,6 +275,11 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
 
   if (restless(input, plan, report)) return {};
   if (auto done = move(input, plan, budget_pages_, report); !done) return done;
+  // Here, where pairs are moved: demotion for the sake of a bound is no swap.
+  if (__u64 pages = report.moved.promoted_pages + report.moved.demoted_pages) {
+    const double ns = 2 * static_cast<double>(report.moved.ns) / static_cast<double>(pages);
+    swap_ns_ = swap_ns_ == 0 ? ns : swap_ns_ + kSwapSmoothing * (ns - swap_ns_);
+  }
   if (input.dry_run) report.decision = Decision::kDryRun;
   else if (report.rate_limited_pages && !report.moved.nr) report.decision = Decision::kRateLimited;
   return {};
@@ -301,11 +333,12 @@ Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
   const __u64 over = std::max(fast > input.fast_max_pages ? fast - input.fast_max_pages : 0, input.surplus_pages);
   report.over_pages = over;
   walk_budget_pages_ = settings_.max_walk_pages;
+  const std::size_t batch_size = walk_batch();
   std::size_t rank = ranked_.size();
   __u64 done_pages = 0;
   while (done_pages < over && rank > 0) {
     std::vector<__u32> batch;
-    for (__u64 bound = 0; rank > 0 && bound < over - done_pages && batch.size() < kWalkBatch; --rank) {
+    for (__u64 bound = 0; rank > 0 && bound < over - done_pages && batch.size() < batch_size; --rank) {
       const __u32 index = ranked_[rank - 1];
       ++report.ranges_visited;
       const Residency& residency = partition_->residency(index);
@@ -434,25 +467,73 @@ Result<bool> Scope::classify(const EpochInput& input, EpochReport& report) {
 // Heat decides; among equals the younger, then the address, so that the same
 // input always gives the same plan.
 void Scope::rank() {
-  ranked_.resize(ranges_.size());
-  for (__u32 i = 0; i < ranked_.size(); ++i) ranked_[i] = i;
-  std::sort(ranked_.begin(), ranked_.end(), [this](__u32 a, __u32 b) {
-    const tier_range& x = ranges_[a];
-    const tier_range& y = ranges_[b];
-    if (x.heat != y.heat) return x.heat > y.heat;
-    if (x.age_epochs != y.age_epochs) return x.age_epochs < y.age_epochs;
-    return a < b;
-  });
+  std::vector<std::pair<__u64, __u32>> keys(ranges_.size());
+  for (__u32 i = 0; i < keys.size(); ++i)
+    keys[i] = {__u64{~ranges_[i].heat} << 32 | ranges_[i].age_epochs, i};
+  std::sort(keys.begin(), keys.end());
+  ranked_.resize(keys.size());
+  std::transform(keys.begin(), keys.end(), ranked_.begin(), [](const auto& key) { return key.second; });
 }
 
 bool Scope::fresh(const Residency& residency) const {
   return residency.known() && !residency.moved && epoch_ - residency.walked_epoch < settings_.residency_epochs;
 }
 
+// What a partition lists itself costs no walk.
+std::size_t Scope::walk_batch() const { return partition_->knows_pages() ? HT_RANGES_MAX : kWalkBatch; }
+
+// Where pages are, for a partition that keeps track of it.
+Result<> Scope::look(EpochReport& report) {
+  std::vector<Partition::Span> spans = partition_->to_walk(walk_share());
+  for (std::size_t done = 0; done < spans.size();) {
+    std::lock_guard hold(machine_.lock);
+    ht_walks_run& run = machine_.walks();
+    run.nr = 0;
+    run.pages_used = 0;
+    run.ns = 0;
+    std::vector<std::size_t> walked;
+    __u64 budget = walk_share();
+    for (; done < spans.size() && run.nr < HT_WALKS_MAX; ++done) {
+      auto space = spaces_.spaces().find(spans[done].space);
+      if (space == spaces_.spaces().end()) continue;
+      __u64 pages = (spans[done].end - spans[done].start) >> HT_PAGE_SHIFT;
+      ht_walk& w = run.walk[run.nr++];
+      w = {};
+      w.space = spans[done].space;
+      w.start = spans[done].start;
+      w.end = spans[done].end;
+      w.pid = space->second.pids.front();
+      w.list_tier = HT_TIERS;
+      w.list_max_pages = static_cast<__u32>(std::max<__u64>(1, std::min(pages, budget)));
+      budget -= std::min(pages, budget);
+      walked.push_back(done);
+    }
+    if (!run.nr) break;
+    if (auto walks = machine_.run_walks(); !walks) return walks;
+    report.walks += run.nr;
+    report.walk_ns += run.ns;
+    report.pages_listed += run.pages_used;
+    for (std::size_t i = 0; i < walked.size(); ++i) {
+      const ht_walk& w = run.walk[i];
+      if (w.error && w.error != -ENOSPC) {
+        spaces_.urgent(w.space);
+        continue;
+      }
+      partition_->walked(spans[walked[i]], w.next, machine_.pages().subspan(w.list_first, w.list_count));
+    }
+  }
+  return {};
+}
+
 // Walks ranges, each from where its last walk stopped, and lists pages of one
 // tier in that order.
 Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages, std::vector<Listed>& listed,
                      EpochReport& report) {
+  if (partition_->knows_pages()) {
+    for (__u32 index : indices)
+      if (listed.size() < list_max_pages) partition_->list(index, tier, list_max_pages, listed);
+    return {};
+  }
   std::lock_guard hold(machine_.lock);
   ht_walks_run& run = machine_.walks();
   run.nr = 0;
@@ -521,6 +602,7 @@ Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_ma
 // range at the cut takes part with the pages that still fit: otherwise a range
 // larger than the tier would leave it to colder ones.
 Result<> Scope::select_hot(EpochReport& report) {
+  const std::size_t batch_size = walk_batch();
   const __u64 capacity = report.scope.fast_capacity_pages;
   const __u64 want = kOverplan * budget_pages_;
   __u64 resident = 0;
@@ -533,7 +615,7 @@ Result<> Scope::select_hot(EpochReport& report) {
   for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
     std::vector<__u32> batch;
     std::size_t end = cut_;
-    for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < kWalkBatch; ++end) {
+    for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < batch_size; ++end) {
       const Residency& residency = partition_->residency(ranked_[end]);
       bool wanted_now = held(residency) ? !residency.known() : !fresh(residency) || residency.tier_pages[HT_TIER_SLOW];
       if (wanted_now) batch.push_back(ranked_[end]);
@@ -577,6 +659,7 @@ Result<> Scope::select_hot(EpochReport& report) {
 
 // From the coldest up until as many pages are found as are to be promoted.
 Result<> Scope::select_cold(EpochReport& report) {
+  const std::size_t batch_size = walk_batch();
   __u64 need = 0;
   for (const Listed& listed : hot_) need += listed.pages();
   const __u32 hottest = ranges_[hot_.front().range].heat;
@@ -584,7 +667,7 @@ Result<> Scope::select_cold(EpochReport& report) {
   __u64 found = 0;
   for (int round = 0; round < kWalkRounds && found < need; ++round) {
     std::vector<__u32> batch;
-    for (__u64 bound = found; rank > 0 && bound < need && batch.size() < kWalkBatch; --rank) {
+    for (__u64 bound = found; rank > 0 && bound < need && batch.size() < batch_size; --rank) {
       const __u32 index = ranked_[rank - 1];
       if (ranges_[index].heat >= hottest) break;
       ++report.ranges_visited;
@@ -617,22 +700,25 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   std::vector<tier_pair> pairs;
   std::unordered_map<__u64, std::size_t> groups;
   auto key = [](const PlanEntry& entry) { return __u64{entry.hot_range} << 32 | entry.cold_range; };
-  std::size_t kept = 0;
+  std::vector<std::size_t> group_of;
+  group_of.reserve(plan.size());
+  const std::size_t groups_max = partition_->knows_pages() ? plan.size() : kGroupsMax;
   for (const PlanEntry& entry : plan) {
     auto [group, added] = groups.try_emplace(key(entry), groups.size());
     if (added) {
-      if (groups.size() > kGroupsMax) {  // lowest in rank: another epoch
+      if (groups.size() > groups_max) {  // lowest in rank: another epoch
         groups.erase(group);
         break;
       }
       tier_pair& pair = pairs.emplace_back();
       pair.hot = ranges_[entry.hot_range];
+      pair.hot.action = TIER_KEEP;
       if (entry.cold_range != kNoRange) pair.cold = ranges_[entry.cold_range];
     }
     pairs[group->second].pages += static_cast<__u32>(std::max(entry.hot_pages(), entry.cold_pages()));
-    ++kept;
+    group_of.push_back(group->second);
   }
-  plan.resize(kept);
+  plan.resize(group_of.size());
 
   ht_run run{};
   run.scope = report.scope;
@@ -648,21 +734,39 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
     retaken_ = input.policy_failed && input.policy_failed(run);
     return false;
   }
+
+  // What moves, and what the policy would move if moves paid, is on trial: both
+  // sides are watched for an epoch as they stand now.
+  __u64 tried = 0;
+  for (std::size_t i = 0; i < plan.size() && tried < budget_pages_; ++i) {
+    const PlanEntry& entry = plan[i];
+    const tier_pair& pair = pairs[group_of[i]];
+    if (!pair.admitted && pair.hot.action != TIER_TRY) continue;
+    if (entry.hot) partition_->try_pages(ranges_[entry.hot_range].space, entry.hot, HT_TIER_SLOW);
+    if (entry.cold) partition_->try_pages(ranges_[entry.cold_range].space, entry.cold, HT_TIER_FAST);
+    tried += entry.hot_pages();
+  }
+
   std::unordered_map<__u32, bool> taken;  // by hot range: is any of it admitted?
-  for (const PlanEntry& entry : plan) taken[entry.hot_range] |= pairs[groups.find(key(entry))->second].admitted != 0;
+  for (std::size_t i = 0; i < plan.size(); ++i) taken[plan[i].hot_range] |= pairs[group_of[i]].admitted != 0;
   for (auto [range, any] : taken) {
     Residency& residency = partition_->residency(range);
     residency.hold_epochs = any ? 0 : std::clamp(2 * residency.hold_epochs, 1u, kHoldMax);
     residency.held_until_epoch = epoch_ + 1 + residency.hold_epochs;
   }
-  std::erase_if(plan, [&](const PlanEntry& entry) {
-    if (pairs[groups.find(key(entry))->second].admitted) return false;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < plan.size(); ++i) {
+    const PlanEntry& entry = plan[i];
+    if (pairs[group_of[i]].admitted) {
+      plan[kept++] = entry;
+      continue;
+    }
     report.refused_pages += entry.hot_pages();
     result(entry.hot_range).refused_pages += static_cast<__u32>(entry.hot_pages());
     if (entry.cold_range != kNoRange)
       result(entry.cold_range).refused_pages += static_cast<__u32>(entry.cold_pages());
-    return true;
-  });
+  }
+  plan.resize(kept);
   return true;
 }
 
@@ -758,6 +862,7 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
           residency.move(entry.hot, HT_TIER_FAST);
           remember(entry.hot_range, entry.hot, HT_TIER_FAST, report);
         }
+        partition_->placed(pair.hot_space, entry.hot, static_cast<ht_move_result>(pair.hot_result), HT_TIER_FAST);
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
           withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
           withheld_until_epoch_ = epoch_ + kWithheldEpochs;
@@ -773,6 +878,7 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
           residency.move(entry.cold, HT_TIER_SLOW);
           remember(entry.cold_range, entry.cold, HT_TIER_SLOW, report);
         }
+        partition_->placed(pair.cold_space, entry.cold, static_cast<ht_move_result>(pair.cold_result), HT_TIER_SLOW);
       }
     }
     ht_exchange_run& sum = report.moved;

@@ -4,6 +4,7 @@
 // so that scopes run beside each other; what others leave for it is in its inbox.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <span>
@@ -93,6 +94,10 @@ class Scope {
   [[nodiscard]] Result<> select_cold(EpochReport& report);
   [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report);
+  void use(const EpochInput& input);
+  [[nodiscard]] Result<> look(EpochReport& report);
+  std::size_t walk_batch() const;
+  __u64 walk_share() const { return std::min<__u64>(settings_.max_walk_pages / 4, HT_PAGES_MAX); }
   bool fresh(const Residency& residency) const;
   bool held(const Residency& residency) const { return epoch_ < residency.held_until_epoch; }
   // Under another policy than the one that moved it, it is free again.
@@ -112,6 +117,7 @@ class Scope {
   const std::string path_;
   Spaces spaces_;
   std::unique_ptr<Partition> partition_;
+  double swap_ns_ = 0;  // measured cost of a pair of 4 KiB moves, smoothed; 0: none yet
   // HT_RANGES_MAX; memory that is not used is never touched.
   std::unique_ptr<tier_range[]> buffer_;
   std::vector<Forgotten> forgotten_;

@@ -54,6 +54,13 @@ bool Spaces::managed(const ht_mapping& mapping) const {
   return bytes >= (mapping.flags & TIER_RANGE_SHMEM ? settings_.min_shmem_bytes : settings_.min_file_bytes);
 }
 
+std::vector<ht_mapping> Spaces::managed(const Space& space) const {
+  std::vector<ht_mapping> list;
+  std::copy_if(space.mappings.begin(), space.mappings.end(), std::back_inserter(list),
+               [this](const ht_mapping& mapping) { return managed(mapping); });
+  return list;
+}
+
 Stray Spaces::stray(__u64 space, __u64 address) const {
   auto found = spaces_.find(space);
   if (found == spaces_.end()) return Stray::kUnknownSpace;
@@ -183,10 +190,7 @@ void Spaces::answer(const ht_space_req& asked, const ht_space_req& got, Machine&
     }
   }
   space.mappings = std::move(now);
-  std::vector<ht_mapping> managed_now;
-  std::copy_if(space.mappings.begin(), space.mappings.end(), std::back_inserter(managed_now),
-               [this](const ht_mapping& mapping) { return managed(mapping); });
-  watcher.mapped(got.space, managed_now);
+  watcher.mapped(got.space, managed(space));
 }
 
 }  // namespace hypertier

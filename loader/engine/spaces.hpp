@@ -58,6 +58,8 @@ class Spaces {
   // others (or of all), the mappings of those that changed, and tells the watcher.
   [[nodiscard]] Result<Polled> poll(__u64 epoch, bool all, Machine& machine, Watcher& watcher);
 
+  // All of a space that is to be managed, as mapped() tells it.
+  std::vector<ht_mapping> managed(const Space& space) const;
   Stray stray(__u64 space, __u64 address) const;
   __u32 pid_of(__u64 space) const;  // one of them; 0: none
   const std::map<__u64, Space>& spaces() const { return spaces_; }

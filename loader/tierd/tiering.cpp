@@ -415,6 +415,7 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   input.period = static_cast<std::uint32_t>(std::min<std::uint64_t>(period(), UINT32_MAX));
   input.budget_ns = static_cast<std::uint64_t>(terms.epoch_ms) * 1'000'000ULL;
   input.moves = (terms.flags & HT_POLICY_NO_MOVES) == 0;
+  input.estimated = (terms.flags & HT_POLICY_ESTIMATED) != 0;
   input.seat = seat.cgroup_id();
   arbitrate_for(scope, input);
   MoveTerms moves = terms.moves;

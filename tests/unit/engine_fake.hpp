@@ -15,6 +15,7 @@
 #include <set>
 #include <vector>
 
+#include "../../policies/heattree.h"
 #include "../../policies/hyperplace.h"
 #include "engine/engine.hpp"
 #include "engine/scope.hpp"
@@ -170,7 +171,7 @@ class FakeMachine : public Machine {
       __u64 listed = 0;
       auto& pages = found->second.pages;
       for (auto p = pages.lower_bound(w.start); p != pages.end() && p->first < w.end; ++p) {
-        bool list = p->second.tier == w.list_tier;
+        bool list = p->second.tier == w.list_tier || w.list_tier == HT_TIERS;
         if (list && run.pages_used == HT_PAGES_MAX) {
           w.error = -ENOSPC;
           w.next = p->first;
@@ -185,7 +186,8 @@ class FakeMachine : public Machine {
         w.tier_pages[p->second.tier] += n;
         if (p->second.order >= 9) w.huge_pages += n;
         if (!list) continue;
-        pages_[run.pages_used++] = p->first | p->second.order | (p->second.file ? HT_PAGE_FILE : 0);
+        pages_[run.pages_used++] = p->first | p->second.order | (p->second.file ? HT_PAGE_FILE : 0) |
+                                   (w.list_tier == HT_TIERS && p->second.tier == HT_TIER_FAST ? HT_PAGE_FAST : 0);
         ++w.list_count;
         listed += n;
       }
@@ -275,9 +277,11 @@ class FakeMachine : public Machine {
 // A policy made of functions; any number of scopes may have the same.
 struct FakePolicy {
   std::function<void(tier_range&, const tier_scope&)> classify = [](tier_range&, const tier_scope&) {};
-  std::function<bool(const tier_range&, const tier_range&)> admit;
+  std::function<void(const tier_scope&)> epoch_begin;
+  std::function<bool(tier_range&, const tier_range&)> admit;
   std::function<void(const tier_result&)> moved;
   int classify_status = 0;
+  bool estimated = false;  // the policy's flag
 
   void use_hyperplace(hyperplace_settings settings = HYPERPLACE_DEFAULTS) {
     classify = [settings](tier_range& r, const tier_scope& scope) {
@@ -287,6 +291,19 @@ struct FakePolicy {
     admit = [settings](const tier_range& hot, const tier_range& cold) {
       return hyperplace_admit(&hot, &cold, &settings) != 0;
     };
+    epoch_begin = {};
+    estimated = false;
+  }
+
+  heattree_trial trial{};
+  void use_heattree(heattree_settings settings = HEATTREE_DEFAULTS) {
+    trial = {};
+    epoch_begin = [this, settings](const tier_scope& scope) { heattree_judge(&trial, &scope, &settings); };
+    classify = [](tier_range& r, const tier_scope&) { r.heat = heattree_heat(&r); };
+    admit = [this, settings](tier_range& hot, const tier_range& cold) {
+      return heattree_admit(&hot, &cold, &trial, &settings) != 0;
+    };
+    estimated = true;
   }
 
   __u64 classified = 0;  // epochs
@@ -307,6 +324,7 @@ class FakeCaller : public PolicyCaller {
     run.status = policy_.classify_status;
     if (run.status) return {};
     run.generation = policy_.generation;
+    if (!run.first && policy_.epoch_begin) policy_.epoch_begin(run.scope);
     for (__u32 i = 0; i < run.nr; ++i) {
       tier_range before = call_->ranges[i];
       policy_.classify(call_->ranges[i], run.scope);
@@ -415,7 +433,8 @@ struct Rig {
   }
 
   EpochReport epoch() { return epoch(machine.input()); }
-  EpochReport epoch(const EpochInput& input) {
+  EpochReport epoch(EpochInput input) {
+    input.estimated = policy.estimated;
     auto report = engine.epoch(root, input);
     EXPECT_TRUE(report.has_value()) << (report ? "" : report.error().message);
     return report.value_or(EpochReport{});

@@ -1,0 +1,521 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The engine and a policy's rules on simulated page streams, without a VM:
+// what share of the best possible gain does a rule reach from so many samples?
+//
+// An epoch's accesses go through a 4 MiB cache; what misses is the truth, a
+// random part of it the samples. The placement that epoch t chose is scored on
+// the misses of t + 1: share = (hit - random) / (oracle - random). The oracle
+// knows the misses of every epoch up to and including t + 1, with a half-life of
+// 16 epochs (or 0: of t + 1 alone, which no rule can know).
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <ctime>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "../policies/heattree.h"
+#include "../policies/hyperplace.h"
+#include "engine/engine.hpp"
+#include "engine/scope.hpp"
+
+namespace hypertier {
+namespace {
+
+constexpr __u64 kBase = 0x7f0000000000;
+constexpr __u64 kSpace = 1;
+constexpr __u32 kPid = 100;
+constexpr __u64 kMiBPages = 256;
+using Rng = std::mt19937_64;
+
+// ------------------------------------------------------------------- accesses
+
+class Cache {
+ public:
+  bool miss(__u64 line) {
+    std::array<__u32, kWays>& set = sets_[line % kSets];
+    const auto tag = static_cast<__u32>(line / kSets) + 1;
+    auto way = std::find(set.begin(), set.end(), tag);
+    const bool hit = way != set.end();
+    if (!hit) way = set.end() - 1;
+    std::move_backward(set.begin(), way, way + 1);
+    set[0] = tag;
+    return !hit;
+  }
+
+ private:
+  static constexpr __u64 kWays = 8;
+  static constexpr __u64 kSets = (4 << 20) / 64 / kWays;
+  std::vector<std::array<__u32, kWays>> sets_ = std::vector<std::array<__u32, kWays>>(kSets);
+};
+
+// Draws ranks with p ~ 1 / rank^a in constant time (alias method).
+class Zipf {
+ public:
+  Zipf(std::size_t n, double a) : keep_(n), alias_(n) {
+    std::vector<double> p(n);
+    for (std::size_t i = 0; i < n; ++i) p[i] = std::pow(static_cast<double>(i + 1), -a);
+    const double sum = std::accumulate(p.begin(), p.end(), 0.0);
+    std::vector<std::size_t> small, large;
+    for (std::size_t i = 0; i < n; ++i) {
+      p[i] *= static_cast<double>(n) / sum;
+      (p[i] < 1 ? small : large).push_back(i);
+    }
+    while (!small.empty() && !large.empty()) {
+      std::size_t s = small.back(), l = large.back();
+      small.pop_back();
+      keep_[s] = p[s];
+      alias_[s] = l;
+      p[l] -= 1 - p[s];
+      if (p[l] < 1) {
+        large.pop_back();
+        small.push_back(l);
+      }
+    }
+    for (std::size_t i : small) keep_[i] = 1;
+    for (std::size_t i : large) keep_[i] = 1;
+  }
+  std::size_t operator()(Rng& rng) const {
+    std::size_t i = rng() % keep_.size();
+    return std::generate_canonical<double, 32>(rng) < keep_[i] ? i : alias_[i];
+  }
+
+ private:
+  std::vector<double> keep_;
+  std::vector<std::size_t> alias_;
+};
+
+using Touch = std::function<void(__u64 page, unsigned line)>;
+
+struct Workload {
+  __u64 pages = 0;
+  virtual ~Workload() = default;
+  virtual void epoch(Rng&) {}                      // what changes from one to the next
+  virtual void operate(Rng& rng, const Touch& touch) = 0;  // one operation
+};
+
+// 90 % of the accesses to 64 MiB in pieces scattered over 384 MiB.
+struct Hotset : Workload {
+  __u64 piece;
+  double moving;  // pieces replaced in an epoch, share
+  double due = 0;
+  std::vector<__u64> order;  // hot pieces first
+  std::size_t hot;
+  Hotset(__u64 piece_pages, double moving_share, Rng& rng) : piece(piece_pages), moving(moving_share) {
+    pages = 384 * kMiBPages;
+    order.resize(pages / piece);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), rng);
+    hot = 64 * kMiBPages / piece;
+  }
+  void epoch(Rng& rng) override {
+    for (due += moving * static_cast<double>(hot); due >= 1; --due)
+      std::swap(order[rng() % hot], order[hot + rng() % (order.size() - hot)]);
+  }
+  void operate(Rng& rng, const Touch& touch) override {
+    __u64 p = rng() % 10 ? order[rng() % hot] : order[hot + rng() % (order.size() - hot)];
+    touch(p * piece + rng() % piece, rng() % 64);
+  }
+};
+
+// Values of 2 KiB, read whole; popularity by zipf, scattered. Moving: the
+// ranking slides.
+struct KeyValue : Workload {
+  static constexpr std::size_t kKeys = 180000;
+  Zipf zipf{kKeys, 0.99};
+  std::vector<__u32> key;
+  std::size_t slide;
+  std::size_t at = 0;
+  KeyValue(std::size_t keys_per_epoch, Rng& rng) : key(kKeys), slide(keys_per_epoch) {
+    pages = kKeys / 2 + kKeys * 16 / HT_PAGE_SIZE + 1;
+    std::iota(key.begin(), key.end(), 0);
+    std::shuffle(key.begin(), key.end(), rng);
+  }
+  void epoch(Rng&) override { at = (at + slide) % kKeys; }
+  void operate(Rng& rng, const Touch& touch) override {
+    __u32 k = key[(zipf(rng) + at) % kKeys];
+    touch(kKeys / 2 + k * 16ULL / HT_PAGE_SIZE, k * 16ULL % HT_PAGE_SIZE / 64);
+    for (unsigned l = 0; l < 32; ++l) touch(k / 2, k % 2 * 32 + l);
+  }
+};
+
+// Leaves of 4 KiB with a dozen keys each, inner pages above.
+struct Btree : Workload {
+  static constexpr std::size_t kLeaves = 98304;
+  static constexpr std::size_t kKeys = 12 * kLeaves;
+  Zipf zipf{kKeys, 0.99};
+  std::vector<__u32> leaf;
+  explicit Btree(Rng& rng) : leaf(kKeys) {
+    pages = kLeaves + kLeaves / 128 + 1;
+    for (std::size_t i = 0; i < kKeys; ++i) leaf[i] = static_cast<__u32>(i % kLeaves);
+    std::shuffle(leaf.begin(), leaf.end(), rng);
+  }
+  void operate(Rng& rng, const Touch& touch) override {
+    __u32 l = leaf[zipf(rng)];
+    touch(kLeaves + kLeaves / 128, rng() % 4);
+    for (unsigned i = 0; i < 3; ++i) touch(kLeaves + l / 128, rng() % 64);
+    for (unsigned i = 0; i < 6; ++i) touch(l, rng() % 64);
+  }
+};
+
+struct Gups : Workload {
+  Gups() { pages = 384 * kMiBPages; }
+  void operate(Rng& rng, const Touch& touch) override { touch(rng() % pages, rng() % 64); }
+};
+
+// Sweeps over three grids, line by line.
+struct Stencil : Workload {
+  __u64 at = 0;
+  Stencil() { pages = 384 * kMiBPages; }
+  void operate(Rng&, const Touch& touch) override {
+    const __u64 grid = pages / 3;
+    for (__u64 g = 0; g < 3; ++g) touch(g * grid + at / 64 % grid, at % 64);
+    ++at;
+  }
+};
+
+// Edges streamed, ranks of their ends looked up at random by a power law; the
+// ranks are one array.
+struct PageRank : Workload {
+  static constexpr __u64 kVertices = 48 * kMiBPages * 512;  // 8 bytes each
+  Zipf zipf{1 << 20, 0.6};
+  __u64 at = 0;
+  PageRank() { pages = 432 * kMiBPages; }
+  void operate(Rng& rng, const Touch& touch) override {
+    const __u64 edges = pages - kVertices / 512;
+    touch(kVertices / 512 + at / 64 % edges, at % 64);
+    ++at;
+    for (int i = 0; i < 16; ++i) {
+      __u64 v = (zipf(rng) * 0x9e3779b97f4a7c15ULL >> 20) % kVertices;
+      touch(v / 512, v % 512 / 8);
+    }
+  }
+};
+
+// A small index in one piece, half of the accesses; the rest anywhere.
+struct XsBench : Workload {
+  XsBench() { pages = 480 * kMiBPages; }
+  void operate(Rng& rng, const Touch& touch) override {
+    const __u64 index = 64 * kMiBPages;
+    touch(rng() % 2 ? rng() % index : index + rng() % (pages - index), rng() % 64);
+  }
+};
+
+std::unique_ptr<Workload> make_workload(const std::string& name, Rng& rng) {
+  if (name == "hot2m") return std::make_unique<Hotset>(512, 0, rng);
+  if (name == "hot64k") return std::make_unique<Hotset>(16, 0, rng);
+  if (name == "hot4k") return std::make_unique<Hotset>(1, 0, rng);
+  if (name == "hot64k-moving") return std::make_unique<Hotset>(16, 1.0 / 128, rng);
+  if (name == "hot4k-moving") return std::make_unique<Hotset>(1, 1.0 / 128, rng);
+  if (name == "kv") return std::make_unique<KeyValue>(0, rng);
+  if (name == "kv-moving") return std::make_unique<KeyValue>(KeyValue::kKeys / 1000, rng);
+  if (name == "btree") return std::make_unique<Btree>(rng);
+  if (name == "xsbench") return std::make_unique<XsBench>();
+  if (name == "pagerank") return std::make_unique<PageRank>();
+  if (name == "stencil") return std::make_unique<Stencil>();
+  if (name == "gups") return std::make_unique<Gups>();
+  return nullptr;
+}
+const std::vector<std::string> kWorkloads = {"hot2m", "hot64k",  "hot4k",    "hot64k-moving", "hot4k-moving", "kv", "kv-moving",
+                                             "btree", "xsbench", "pagerank", "stencil",       "gups"};
+
+// ---------------------------------------------------------------- the machine
+
+// One process, its memory in two tiers.
+class Memory final : public Machine {
+ public:
+  explicit Memory(__u64 pages) : tier(pages, HT_TIER_SLOW) {}
+
+  std::vector<__u8> tier;
+  ht_spaces_run& spaces() override { return *spaces_; }
+  std::span<const ht_mapping> mappings() override { return {&mapping_, 1}; }
+  ht_walks_run& walks() override { return *walks_; }
+  std::span<const ht_page_t> pages() override { return pages_; }
+  std::span<ht_pair> pairs() override { return pairs_; }
+
+  Result<> run_spaces() override {
+    mapping_ = {kBase, kBase + tier.size() * HT_PAGE_SIZE, TIER_RANGE_ANON, 0};
+    spaces_->used = 1;
+    for (__u32 i = 0; i < spaces_->nr; ++i) {
+      ht_space_req& r = spaces_->req[i];
+      r.error = 0;
+      r.first = 0;
+      r.count = r.seq == 1 ? 0 : 1;
+      r.seq = 1;
+      r.space = kSpace;
+      r.tier_rss_pages = tier.size();
+    }
+    return {};
+  }
+  Result<> run_walks() override {
+    walks_->pages_used = 0;
+    for (__u32 i = 0; i < walks_->nr; ++i) {
+      ht_walk& w = walks_->walk[i];
+      w.list_first = walks_->pages_used;
+      w.list_count = 0;
+      w.next = w.end;
+      for (__u64 a = w.start; a < w.end; a += HT_PAGE_SIZE) {
+        const __u8 t = tier[(a - kBase) >> HT_PAGE_SHIFT];
+        if (t == w.list_tier || w.list_tier == HT_TIERS) {
+          if (walks_->pages_used == HT_PAGES_MAX || (w.list_max_pages && w.list_count == w.list_max_pages)) {
+            w.next = a;
+            break;
+          }
+          pages_[walks_->pages_used++] = a | (w.list_tier == HT_TIERS && t == HT_TIER_FAST ? HT_PAGE_FAST : 0);
+          ++w.list_count;
+        }
+        ++w.tier_pages[t];
+      }
+    }
+    return {};
+  }
+  Result<> run_exchange(ht_exchange_run& run) override {
+    for (__u32 i = 0; i < run.nr; ++i) {
+      ht_pair& p = pairs_[i];
+      auto move = [&](__u64 address, ht_tier to, __u8& result, __u64& moved) {
+        if (!address) return;
+        __u8& t = tier[(address - kBase) >> HT_PAGE_SHIFT];
+        result = t == to ? HT_MOVE_ALREADY : HT_MOVE_DONE;
+        moved += t != to;
+        t = static_cast<__u8>(to);
+      };
+      move(p.hot_addr, HT_TIER_FAST, p.hot_result, run.promoted_pages);
+      move(p.cold_addr, HT_TIER_SLOW, p.cold_result, run.demoted_pages);
+    }
+    run.ns = run.nr * 8500;  // 50 slow accesses a pair
+    return {};
+  }
+
+ private:
+  std::vector<ht_page_t> pages_ = std::vector<ht_page_t>(HT_PAGES_MAX);
+  std::vector<ht_pair> pairs_ = std::vector<ht_pair>(HT_PAIRS_MAX);
+  std::unique_ptr<ht_spaces_run> spaces_ = std::make_unique<ht_spaces_run>();
+  std::unique_ptr<ht_walks_run> walks_ = std::make_unique<ht_walks_run>();
+  ht_mapping mapping_{};
+};
+
+// A policy's rules, run natively.
+struct Rules {
+  hyperplace_settings hyperplace = HYPERPLACE_DEFAULTS;
+  heattree_settings heattree = HEATTREE_DEFAULTS;
+  heattree_trial trial{};
+  bool tree = false;
+};
+
+class Caller final : public PolicyCaller {
+ public:
+  explicit Caller(Rules& rules) : rules_(rules), call_(std::make_unique<ht_call>()) {}
+
+  std::span<tier_range> ranges() override { return call_->ranges; }
+  std::span<tier_pair> pairs() override { return call_->pairs; }
+  std::span<tier_result> results() override { return call_->results; }
+
+  Result<> run_classify(ht_run& run) override {
+    if (rules_.tree && !run.first) heattree_judge(&rules_.trial, &run.scope, &rules_.heattree);
+    for (__u32 i = 0; i < run.nr; ++i) {
+      tier_range& r = call_->ranges[i];
+      if (rules_.tree) {
+        r.heat = heattree_heat(&r);
+      } else {
+        r.heat = hyperplace_heat(&r, &rules_.hyperplace);
+        r.action = hyperplace_action(&r, run.scope.cpus, &rules_.hyperplace);
+      }
+    }
+    return {};
+  }
+  Result<> run_admit(ht_run& run) override {
+    for (__u32 i = 0; i < run.nr; ++i) {
+      tier_pair& p = call_->pairs[i];
+      p.admitted = rules_.tree ? heattree_admit(&p.hot, &p.cold, &rules_.trial, &rules_.heattree)
+                               : hyperplace_admit(&p.hot, &p.cold, &rules_.hyperplace);
+    }
+    return {};
+  }
+  Result<> run_moved(ht_run&) override { return {}; }
+
+ private:
+  Rules& rules_;
+  std::unique_ptr<ht_call> call_;
+};
+
+class Samples final : public SampleSource {
+ public:
+  explicit Samples(__u64 pages) : granules_((pages + HT_GRANULE_PAGES - 1) / HT_GRANULE_PAGES) {}
+  void count(__u64 page) {
+    ht_granule& g = granules_[page / HT_GRANULE_PAGES];
+    ++g.samples;
+    ++total;
+    const unsigned p = page % HT_GRANULE_PAGES;
+    g.pages[p / 2] += p & 1 ? 1 << 16 : 1;
+  }
+  Result<> drain(const std::function<void(const ht_granule&)>& fold) override {
+    for (std::size_t i = 0; i < granules_.size(); ++i) {
+      ht_granule& g = granules_[i];
+      if (!g.samples) continue;
+      g.space = kSpace;
+      g.granule = (kBase >> HT_GRANULE_SHIFT) + i;
+      fold(g);
+      g = {};
+    }
+    return {};
+  }
+  void forget(__u64, __u64, __u64) override {}
+  ht_sampler_stats stats() override { return {}; }
+  __u64 total = 0;
+
+ private:
+  std::vector<ht_granule> granules_;
+};
+
+// ------------------------------------------------------------------- the run
+
+struct Options {
+  double density = 0.048;
+  int epochs = 300;
+  __u64 misses = 200000;  // per epoch
+  double fast_share = 0.2;
+  unsigned seed = 1;
+  double oracle_half_life = 16;
+  bool verbose = false;
+};
+
+struct Outcome {
+  double share = 0;   // mean of the last third
+  double hit = 0;     // the same
+  double oracle = 0;
+  double random = 0;
+  double moved = 0;   // % of the fast tier an epoch, the same
+  int reached = -1;   // first epoch with 90 % of the oracle's hits
+  double engine_ms = 0;
+};
+
+Outcome replay(const std::string& name, const std::string& policy, const Options& options) {
+  Rng rng(options.seed);
+  std::unique_ptr<Workload> workload = make_workload(name, rng);
+  const __u64 pages = workload->pages;
+  const auto fast = static_cast<__u64>(options.fast_share * static_cast<double>(pages));
+  const double sampled = options.density * static_cast<double>(fast) / static_cast<double>(options.misses);
+
+  Memory memory(pages);
+  Rules rules;
+  rules.tree = policy == "heattree";
+  std::vector<__u64> all(pages);
+  std::iota(all.begin(), all.end(), 0);
+  std::shuffle(all.begin(), all.end(), rng);
+  for (__u64 i = 0; i < fast; ++i) memory.tier[all[i]] = HT_TIER_FAST;
+
+  Samples samples(pages);
+  Engine engine(memory, samples);
+  Scope& scope = engine.add_scope(1, "/", std::make_unique<Caller>(rules));
+  ht_space_event event{};
+  event.kind = HT_SPACE_FORK;
+  event.pid = kPid;
+  event.space = kSpace;
+  event.cgroup_id = 1;
+  engine.space_event(event);
+  EpochInput input;
+  input.epoch_ns = 500'000'000;
+  input.fast_tier_pages = input.fast_capacity_pages = fast;
+  input.period = static_cast<__u32>(std::max(1.0, 1 / sampled));
+  input.moves = policy != "static";
+  input.estimated = rules.tree;
+  input.is_default = policy == "hyperplace";
+
+  Cache cache;
+  std::vector<__u32> misses(pages);
+  std::vector<float> known(pages);  // to the oracle
+  const auto keep = static_cast<float>(options.oracle_half_life > 0 ? std::exp2(-1 / options.oracle_half_life) : 0);
+  Outcome outcome;
+  int counted = 0;
+  std::bernoulli_distribution take(sampled);
+  for (int e = 0; e < options.epochs; ++e) {
+    workload->epoch(rng);
+    std::fill(misses.begin(), misses.end(), 0);
+    __u64 total = 0;
+    const Touch touch = [&](__u64 page, unsigned line) {
+      if (!cache.miss(page * 64 + line)) return;
+      ++misses[page];
+      ++total;
+      if (take(rng)) samples.count(page);
+    };
+    while (total < options.misses) workload->operate(rng, touch);
+
+    __u64 hit = 0;
+    for (__u64 p = 0; p < pages; ++p)
+      if (memory.tier[p] == HT_TIER_FAST) hit += misses[p];
+    for (__u64 p = 0; p < pages; ++p) known[p] = keep * known[p] + static_cast<float>(misses[p]);
+    std::nth_element(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(fast), all.end(),
+                     [&](__u64 a, __u64 b) { return known[a] > known[b]; });
+    const double best = std::accumulate(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(fast), 0.0,
+                                        [&](double sum, __u64 p) { return sum + misses[p]; }) /
+                        static_cast<double>(total);
+    const double ratio = static_cast<double>(hit) / static_cast<double>(total);
+    if (outcome.reached < 0 && e && ratio >= 0.9 * best) outcome.reached = e;
+
+    const std::clock_t begin = std::clock();
+    auto report = engine.epoch(scope, input);
+    const double spent = 1e3 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+    if (!report) {
+      std::fprintf(stderr, "replay: %s\n", report.error().message.c_str());
+      std::exit(1);
+    }
+    outcome.engine_ms += spent / options.epochs;
+    const double moved = 100 * static_cast<double>(report->moved.promoted_pages) / static_cast<double>(fast);
+    if (options.verbose && e % 10 == 0)
+      std::printf("  %4d hit %.3f best %.3f ranges %5u samples %5llu %-14s moved %.2f %% trial %llu %lld/%lld open %d\n", e, ratio, best,
+                  report->scope.ranges, report->scope.samples, decision_name(report->decision), moved,
+                  report->scope.trial_pages[1], report->scope.trial_hits[1], report->scope.trial_hits[0], rules.trial.open);
+    if (e < options.epochs * 2 / 3) continue;
+    ++counted;
+    outcome.hit += ratio;
+    outcome.oracle += best;
+    outcome.moved += moved;
+  }
+  outcome.hit /= counted;
+  outcome.oracle /= counted;
+  outcome.moved /= counted;
+  outcome.random = options.fast_share;
+  outcome.share = (outcome.hit - outcome.random) / std::max(1e-9, outcome.oracle - outcome.random);
+  return outcome;
+}
+
+}  // namespace
+}  // namespace hypertier
+
+int main(int argc, char** argv) {
+  using namespace hypertier;
+  CLI::App app{"the engine and a policy's rules on simulated page streams"};
+  Options options;
+  std::vector<std::string> names = kWorkloads;
+  std::vector<std::string> policies = {"hyperplace", "heattree"};
+  app.add_option("workload", names, "which; all if none is named")->check(CLI::IsMember(kWorkloads));
+  app.add_option("--policy", policies)->check(CLI::IsMember({"static", "hyperplace", "heattree"}));
+  app.add_option("--s", options.density, "samples per page of the fast tier and epoch")->capture_default_str();
+  app.add_option("--epochs", options.epochs)->capture_default_str();
+  app.add_option("--misses", options.misses, "an epoch")->capture_default_str();
+  app.add_option("--fast", options.fast_share, "fast tier's share of the footprint")->capture_default_str();
+  app.add_option("--oracle-half-life", options.oracle_half_life, "epochs; 0: only the one that is scored")->capture_default_str();
+  app.add_option("--seed", options.seed)->capture_default_str();
+  app.add_flag("--verbose", options.verbose, "each tenth epoch");
+  CLI11_PARSE(app, argc, argv);
+
+  std::printf("s = %g, %d epochs of %llu misses, fast tier %.0f %%; means of the last third\n", options.density, options.epochs,
+              options.misses, 100 * options.fast_share);
+  std::printf("%-14s %-11s %6s %6s %7s %9s %8s %10s\n", "workload", "policy", "share", "hit", "oracle", "moved %", "90 % at",
+              "engine ms");
+  for (const std::string& name : names)
+    for (const std::string& policy : policies) {
+      Outcome o = replay(name, policy, options);
+      std::printf("%-14s %-11s %6.3f %6.3f %7.3f %9.3f %8d %10.2f\n", name.c_str(), policy.c_str(), o.share, o.hit, o.oracle,
+                  o.moved, o.reached, o.engine_ms);
+      std::fflush(stdout);
+    }
+  return 0;
+}

@@ -1,0 +1,551 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "estimate.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+namespace hypertier {
+namespace {
+
+// Counts are multiplied by this every quarter of a half-life: 2^(-1/4) to four
+// digits, as bytes can.
+constexpr __u32 kDecay256 = 215;
+constexpr float kDecay = kDecay256 / 256.0F;
+constexpr __u32 kPieceUnit = 4;  // piece counts are in 1/4 samples
+constexpr unsigned kKeys = 1 << 16;
+constexpr __u32 kAgeMax = 4096;  // older than that is as good as for ever
+// Granules per epoch whose samples are used to judge the time scales.
+constexpr __u32 kPredicted = 1024;
+
+__u32 decay_step(int scale) { return std::max(1U, Estimate::kHalfLife[scale] / 4); }
+
+// Random bytes for stochastic rounding; each use starts somewhere else in it.
+constexpr std::size_t kNoise = 8192;
+const std::array<__u8, kNoise>& noise_bytes() {
+  static const auto bytes = [] {
+    std::array<__u8, kNoise> b{};
+    __u64 state = 0x9e3779b97f4a7c15ULL;
+    for (__u8& byte : b) {
+      state += 0x9e3779b97f4a7c15ULL;
+      __u64 z = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9ULL;
+      z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+      byte = static_cast<__u8>(z >> 56);
+    }
+    return b;
+  }();
+  return bytes;
+}
+
+__u32 next_random(__u32& state) {
+  state ^= state << 13;
+  state ^= state >> 17;
+  state ^= state << 5;
+  return state;
+}
+
+// v * factor / 256, rounded up or down by chance so that the mean is exact.
+template <class T, std::size_t N>
+void thin(T (&v)[N], __u32 factor, const __u8* random) {
+  for (std::size_t i = 0; i < N; ++i) v[i] = static_cast<T>((v[i] * factor + random[i]) >> 8);
+}
+
+// A positive float's upper bits: its logarithm in steps of 0.4 %.
+unsigned key_of(float rate) { return std::bit_cast<__u32>(rate) >> 15; }
+float rate_of(unsigned key) { return std::bit_cast<float>(__u32{key} << 15); }
+
+__u64 mask_bits(unsigned first, unsigned last, unsigned word) {
+  unsigned from = std::max(first, word * 64);
+  unsigned to = std::min(last, word * 64 + 64);
+  if (from >= to) return 0;
+  __u64 bits = to - from == 64 ? ~0ULL : (1ULL << (to - from)) - 1;
+  return bits << (from - word * 64);
+}
+
+}  // namespace
+
+unsigned Estimate::Granule::present_pages() const {
+  unsigned n = 0;
+  for (unsigned w = 0; w < kPages / 64; ++w) n += std::popcount(present(w));
+  return n;
+}
+
+// ------------------------------------------------------------------ storage
+
+Estimate::Granule* Estimate::find(__u64 space, __u64 granule) {
+  auto s = spaces_.find(space);
+  if (s == spaces_.end()) return nullptr;
+  auto r = s->second.find(granule / kRegionGranules);
+  return r == s->second.end() ? nullptr : r->second.granules[granule % kRegionGranules].get();
+}
+
+Estimate::Granule& Estimate::make(__u64 space, __u64 granule) {
+  auto [r, fresh] = spaces_[space].try_emplace(granule / kRegionGranules);
+  regions_ += fresh;
+  auto& g = r->second.granules[granule % kRegionGranules];
+  if (!g) {
+    g = std::make_unique<Granule>();
+    g->birth = static_cast<__u32>(epoch_ - 1);
+    ++r->second.used;
+    ++granules_;
+  }
+  return *g;
+}
+
+void Estimate::clear(__u64 space, __u64 granule, unsigned first, unsigned last) {
+  auto s = spaces_.find(space);
+  if (s == spaces_.end()) return;
+  auto r = s->second.find(granule / kRegionGranules);
+  if (r == s->second.end()) return;
+  auto& g = r->second.granules[granule % kRegionGranules];
+  if (!g) return;
+  __u64 left = 0;
+  for (unsigned w = 0; w < kPages / 64; ++w) {
+    __u64 keep = ~mask_bits(first, last, w);
+    for (auto& tier : g->in_tier) tier[w] &= keep;
+    for (auto& side : g->tried) side[w] &= keep;
+    left |= g->present(w);
+  }
+  if (left) {
+    for (int h = 0; h < kScales; ++h)
+      for (unsigned p = first; p < last; ++p) {
+        if (!g->page[h][p]) continue;
+        __u16& piece = g->piece[h][p / kPiecePages];
+        __u32 units = g->page[h][p] * kPieceUnit / unit_;
+        piece -= std::min<__u32>(piece, units);
+        g->count[h] = std::max(0.0F, g->count[h] - static_cast<float>(g->page[h][p]) / static_cast<float>(unit_));
+        g->page[h][p] = 0;
+      }
+    return;
+  }
+  g.reset();
+  --granules_;
+  if (--r->second.used == 0) {
+    s->second.erase(r);
+    --regions_;
+    if (s->second.empty()) spaces_.erase(s);
+  }
+}
+
+void Estimate::drop(__u64 space) {
+  auto s = spaces_.find(space);
+  if (s == spaces_.end()) return;
+  for (const auto& [index, region] : s->second) granules_ -= region.used;
+  regions_ -= s->second.size();
+  spaces_.erase(s);
+}
+
+std::vector<__u64> Estimate::granules(__u64 space) const {
+  std::vector<__u64> list;
+  auto s = spaces_.find(space);
+  if (s == spaces_.end()) return list;
+  for (const auto& [index, region] : s->second)
+    for (unsigned i = 0; i < kRegionGranules; ++i)
+      if (region.granules[i]) list.push_back(index * kRegionGranules + i);
+  return list;
+}
+
+__u64 Estimate::next(__u64 space, __u64 granule) const {
+  auto s = spaces_.find(space);
+  if (s == spaces_.end()) return HT_UNKNOWN64;
+  for (auto r = s->second.lower_bound(granule / kRegionGranules); r != s->second.end(); ++r) {
+    const __u64 first = r->first * kRegionGranules;
+    for (unsigned i = granule > first ? granule - first : 0; i < kRegionGranules; ++i)
+      if (r->second.granules[i]) return first + i;
+  }
+  return HT_UNKNOWN64;
+}
+
+std::size_t Estimate::bytes() const {
+  // A map's node is its value, three pointers and a colour; malloc adds a word.
+  constexpr std::size_t kNode = 5 * sizeof(void*);
+  return granules_ * (sizeof(Granule) + sizeof(void*)) + regions_ * (sizeof(Region) + kNode) +
+         spaces_.size() * (sizeof(Space) + kNode);
+}
+
+void Estimate::visit(const Visit& visit) {
+  for (auto& [space, regions] : spaces_)
+    for (auto& [index, region] : regions)
+      for (unsigned i = 0; i < kRegionGranules; ++i)
+        if (region.granules[i]) visit(space, index * kRegionGranules + i, *region.granules[i]);
+}
+
+// ------------------------------------------------------------------- ageing
+
+const Estimate::Age& Estimate::at(int scale, __u32 birth) const {
+  const auto& table = ages_[scale];
+  static constexpr Age kNothing{};
+  if (table.empty()) return kNothing;
+  __u64 age = epoch_ > birth ? epoch_ - birth : 0;
+  return table[std::min<__u64>(age, table.size() - 1)];
+}
+
+// ages_[age]: an epoch's weight is that of the decays since; the one in
+// progress has weight 1 once its samples are in.
+void Estimate::age_tables() {
+  const __u32 ages = static_cast<__u32>(std::min<__u64>(epoch_, kAgeMax)) + 1;
+  for (int s = 0; s < kScales; ++s) {
+    auto& table = ages_[s];
+    table.resize(ages);
+    double sum = 0;
+    double squares = 0;
+    double weight = 1;
+    const __u32 step = decay_step(s);
+    for (__u32 age = 0; age < ages; ++age) {
+      table[age] = {static_cast<float>(sum), static_cast<float>(squares > 0 ? sum / squares : 1)};
+      sum += weight;
+      squares += weight * weight;
+      if ((epoch_ - age) % step == 0) weight *= kDecay;
+    }
+  }
+}
+
+void Estimate::begin(__u64 epoch) {
+  epoch_ = epoch;
+  epoch_samples_ = 0;
+  epoch_hits_ = {};
+  for (int s = 0; s < kScales; ++s)
+    if (epoch_ % decay_step(s) == 0) decay(s);
+  predict_turn_ = next_random(random_) % 16;
+}
+
+__attribute__((target_clones("avx2", "default"))) static void thin_granule(Estimate::Granule& g, int s, __u32 factor,
+                                                                           const __u8* random) {
+  thin(g.page[s], factor, random);
+  thin(g.piece[s], factor, random + Estimate::kPages);
+}
+
+void Estimate::decay(int scale) {
+  const auto& random = noise_bytes();
+  for (auto& [space, regions] : spaces_)
+    for (auto& [index, region] : regions)
+      for (auto& g : region.granules) {
+        if (!g || g->count[scale] == 0) continue;
+        thin_granule(*g, scale, kDecay256, random.data() + next_random(random_) % (kNoise - 2 * kPages));
+        g->count[scale] *= kDecay;
+        if (g->count[scale] < 1e-3F) g->count[scale] = 1e-3F;  // bytes may still hold something
+      }
+}
+
+void Estimate::set_unit(__u32 unit) {
+  if (unit == unit_) return;
+  const auto& random = noise_bytes();
+  for (auto& [space, regions] : spaces_)
+    for (auto& [index, region] : regions)
+      for (auto& g : region.granules) {
+        if (!g) continue;
+        for (auto& scale : g->page) {
+          if (unit < unit_)
+            thin(scale, 256 * unit / unit_, random.data() + next_random(random_) % (kNoise - kPages));
+          else
+            for (__u8& v : scale) v = static_cast<__u8>(std::min<__u32>(255, v * unit / unit_));
+        }
+      }
+  unit_ = unit;
+}
+
+// ------------------------------------------------------------------ counting
+
+void Estimate::add(Granule& g, const __u32 samples[kPages]) {
+  __u32 total = 0;
+  for (unsigned p = 0; p < kPages; ++p) total += samples[p];
+  if (!total) return;
+
+  // Before they are counted: would each scale have had these pages on top?
+  if (passed_ && (granules_ <= kPredicted || predict_turn_++ % (granules_ / kPredicted + 1) == 0)) {
+    for (int s = 0; s < kScales; ++s) {
+      const unsigned cut = key_of(cut_[s]);
+      auto hit = [&](float rate, __u32 n) {
+        unsigned key = key_of(rate);
+        epoch_hits_[s] += key > cut ? n : key == cut ? n * tie_share_[s] : 0.0F;
+      };
+      if (g.huge) {
+        hit(g.rate[s], total);
+        continue;
+      }
+      float rate[kPieces];
+      pieces(g, s, rate);
+      const Age& age = at(s, g.birth);
+      for (unsigned i = 0; i < kPieces; ++i) {
+        const __u32* in = samples + i * kPiecePages;
+        bool any = false;
+        for (unsigned p = 0; p < kPiecePages; ++p) any |= in[p] != 0;
+        if (!any) continue;
+        const __u8* page = g.page[s] + i * kPiecePages;
+        const __u32 mask = g.piece_mask(i);
+        const float f = age.noise / static_cast<float>(unit_);
+        const float k = static_cast<float>(k_[s][kPage]);
+        float sum = 0;
+        unsigned n = 0;
+        for (unsigned p = 0; p < kPiecePages; ++p)
+          if (mask >> p & 1) sum += k + f * static_cast<float>(page[p]), ++n;
+        for (unsigned p = 0; p < kPiecePages; ++p)
+          if (in[p] && sum > 0)
+            hit(rate[i] * static_cast<float>(n) * (k + f * static_cast<float>(page[p])) / sum, in[p]);
+      }
+    }
+  }
+
+  for (unsigned p = 0; p < kPages; ++p) {
+    if (!samples[p]) continue;
+    if (!g.has(p))
+      for (auto& tier : g.in_tier) tier[p / 64] |= 1ULL << (p % 64);
+    for (int s = 0; s < kScales; ++s) {
+      g.page[s][p] = static_cast<__u8>(std::min<__u64>(255, g.page[s][p] + __u64{samples[p]} * unit_));
+      __u16& piece = g.piece[s][p / kPiecePages];
+      piece = static_cast<__u16>(std::min<__u64>(0xffff, piece + __u64{samples[p]} * kPieceUnit));
+    }
+  }
+  for (float& count : g.count) count += static_cast<float>(total);
+  if (g.sampled_epoch != epoch_) {
+    g.sampled_epoch = static_cast<__u32>(epoch_);
+    g.samples = g.stores = 0;
+  }
+  g.samples += total;
+  epoch_samples_ += total;
+}
+
+void Estimate::end_fold(__u64 top_pages) {
+  age_tables();
+  double density = static_cast<double>(epoch_samples_) / static_cast<double>(std::max<__u64>(1, top_pages));
+  density_ = density_ < 0 ? density : density_ + 0.1 * (density - density_);
+  if (density_ > settings_.dense) set_unit(4);
+  if (density_ < settings_.dense / 2) set_unit(16);
+  choose();
+}
+
+void Estimate::choose() {
+  for (int s = 0; s < kScales; ++s) hits_[s] = settings_.choice_keep * hits_[s] + epoch_hits_[s];
+  int best = scale_;
+  for (int s = 0; s < kScales; ++s)
+    if (hits_[s] > hits_[best]) best = s;
+  if (hits_[best] > hits_[scale_] + settings_.choice_lead * std::sqrt(hits_[scale_])) scale_ = best;
+}
+
+// ------------------------------------------------------------------ estimate
+
+// m_i = m (k + x_i) / (k + e_i), rescaled so that the mean over the pages is m.
+void Estimate::pieces(const Granule& g, int scale, float out[kPieces], Dispersion* dispersion) const {
+  const Age& age = at(scale, g.birth);
+  const float m = g.rate[scale];
+  const float k = static_cast<float>(k_[scale][kPiece]);
+  const float exposure = m * age.noise * age.weight;
+  const float f = age.noise / kPieceUnit;
+  float sum = 0;
+  float pages = 0;
+  float excess = 0;
+  float expected = 0;
+  for (unsigned i = 0; i < kPieces; ++i) {
+    float n = static_cast<float>(std::popcount(g.piece_mask(i)));
+    float e = n * exposure;
+    float x = f * static_cast<float>(g.piece[scale][i]);
+    out[i] = (k + x) / (k + e);
+    sum += n * out[i];
+    pages += n;
+    if (n > 0) {
+      excess += (x - e) * (x - e) - x;
+      expected += e * e;
+    }
+  }
+  if (dispersion) {
+    dispersion->excess += excess;
+    dispersion->expected += expected;
+  }
+  const float g_scale = sum > 0 ? m * pages / sum : 0;
+  for (unsigned i = 0; i < kPieces; ++i) out[i] *= g_scale;
+}
+
+void Estimate::rates(const Granule& g, float out[kPages]) const {
+  if (g.huge) {
+    for (unsigned p = 0; p < kPages; ++p) out[p] = g.has(p) ? g.rate[scale_] : 0;
+    return;
+  }
+  float piece[kPieces];
+  pieces(g, scale_, piece);
+  const Age& age = at(scale_, g.birth);
+  const float k = static_cast<float>(k_[scale_][kPage]);
+  const float f = age.noise / static_cast<float>(unit_);
+  for (unsigned i = 0; i < kPieces; ++i) {
+    const __u8* page = g.page[scale_] + i * kPiecePages;
+    float* to = out + i * kPiecePages;
+    const __u32 mask = g.piece_mask(i);
+    float sum = 0;
+    for (unsigned p = 0; p < kPiecePages; ++p) {
+      to[p] = mask >> p & 1 ? k + f * static_cast<float>(page[p]) : 0;
+      sum += to[p];
+    }
+    const float scale = sum > 0 ? piece[i] * static_cast<float>(std::popcount(mask)) / sum : 0;
+    for (unsigned p = 0; p < kPiecePages; ++p) to[p] *= scale;
+  }
+}
+
+// The lowest two levels of one granule: evidence, and the histogram of rates.
+void Estimate::pages_pass(Granule& g, int scale, Dispersion& piece_level, Dispersion& page_level,
+                          std::vector<__u32>& histogram) {
+  const float m = g.rate[scale];
+  if (g.huge) {
+    histogram[key_of(m)] += g.present_pages();
+    return;
+  }
+  float piece[kPieces];
+  pieces(g, scale, piece, &piece_level);
+  const Age& age = at(scale, g.birth);
+  const float k = static_cast<float>(k_[scale][kPage]);
+  const float f = age.noise / static_cast<float>(unit_);
+  const float exposure = age.noise * age.weight;
+  float excess = 0;
+  float expected = 0;
+  for (unsigned i = 0; i < kPieces; ++i) {
+    const __u32 mask = g.piece_mask(i);
+    if (!mask) continue;
+    const __u8* page = g.page[scale] + i * kPiecePages;
+    __u32 sum = 0;
+    __u32 squares = 0;
+    for (unsigned p = 0; p < kPiecePages; ++p) {
+      sum += page[p];
+      squares += __u32{page[p]} * page[p];
+    }
+    const float n = static_cast<float>(std::popcount(mask));
+    const float e = piece[i] * exposure;
+    const float x = f * static_cast<float>(sum);
+    excess += f * f * static_cast<float>(squares) - 2 * e * x + n * e * e - x;
+    expected += n * e * e;
+    if (!sum) {
+      histogram[key_of(piece[i])] += static_cast<__u32>(n);
+      continue;
+    }
+    const float unit = piece[i] * n / (n * k + x);
+    if (mask == 0xffff) {
+      for (unsigned p = 0; p < kPiecePages; ++p) ++histogram[key_of(unit * (k + f * static_cast<float>(page[p])))];
+    } else {
+      for (unsigned p = 0; p < kPiecePages; ++p)
+        if (mask >> p & 1) ++histogram[key_of(unit * (k + f * static_cast<float>(page[p])))];
+    }
+  }
+  page_level.excess += excess;
+  page_level.expected += expected;
+}
+
+void Estimate::learn(int scale, const Dispersion (&d)[kLevels]) {
+  for (int level = 0; level < kLevels; ++level) {
+    if (d[level].expected <= 0) continue;
+    double k = d[level].excess > 0 ? d[level].expected / d[level].excess : settings_.k_max;
+    k = std::clamp(k, settings_.k_min, settings_.k_max);
+    double& now = k_[scale][level];
+    now = learned_[scale] ? std::exp(std::log(now) + settings_.dispersion_new * (std::log(k) - std::log(now))) : k;
+  }
+}
+
+void Estimate::estimate(int scale, __u64 top_pages) {
+  struct Node {
+    double x = 0;         // noise-free count: f * C
+    double exposure = 0;  // sum of pages * f * W: e = rate * exposure
+    double pages = 0;
+    double rate = 0;
+    void add(const Node& child) {
+      x += child.x;
+      exposure += child.exposure;
+      pages += child.pages;
+    }
+  };
+  Dispersion d[kLevels];
+  // Children's rates under a parent whose rate is known.
+  auto children = [&](Level level, const Node& parent, std::vector<Node>& nodes) {
+    const double k = k_[scale][level];
+    double sum = 0;
+    for (Node& c : nodes) {
+      if (c.pages == 0) continue;
+      double e = parent.rate * c.exposure;
+      c.rate = (k + c.x) / (k + e);
+      sum += c.pages * c.rate;
+      if (nodes.size() > 1) {
+        d[level].excess += (c.x - e) * (c.x - e) - c.x;
+        d[level].expected += e * e;
+      }
+    }
+    for (Node& c : nodes) c.rate = c.pages > 0 && sum > 0 ? parent.rate * c.rate * parent.pages / sum : parent.rate;
+  };
+
+  Node all;
+  std::vector<Node> spaces;
+  std::vector<std::vector<Node>> regions;
+  auto leaf = [&](const Granule& g) {
+    const Age& age = at(scale, g.birth);
+    double pages = g.present_pages();
+    return Node{age.noise * g.count[scale], pages * age.noise * age.weight, pages, 0};
+  };
+  for (const auto& [id, space] : spaces_) {
+    Node& s = spaces.emplace_back();
+    auto& list = regions.emplace_back();
+    for (const auto& [index, region] : space) {
+      Node& r = list.emplace_back();
+      for (const auto& g : region.granules)
+        if (g) r.add(leaf(*g));
+      s.add(r);
+    }
+    all.add(s);
+  }
+  all.rate = all.exposure > 0 ? all.x / all.exposure : 0;
+  pages_ = static_cast<__u64>(all.pages);
+  if (scale == scale_) mean_rate_ = all.rate;
+  children(kSpace, all, spaces);
+
+  std::vector<__u32> histogram(kKeys);
+  std::vector<Node> nodes;
+  std::size_t s = 0;
+  for (auto& [id, space] : spaces_) {
+    children(kRegion, spaces[s], regions[s]);
+    std::size_t r = 0;
+    for (auto& [index, region] : space) {
+      nodes.clear();
+      for (const auto& g : region.granules)
+        if (g) nodes.push_back(leaf(*g));
+      children(kGranule, regions[s][r], nodes);
+      std::size_t n = 0;
+      for (auto& g : region.granules) {
+        if (!g) continue;
+        g->rate[scale] = static_cast<float>(nodes[n++].rate);
+        pages_pass(*g, scale, d[kPiece], d[kPage], histogram);
+      }
+      ++r;
+    }
+    ++s;
+  }
+  learn(scale, d);
+
+  __u64 above = 0;
+  double sum = 0;
+  unsigned key = kKeys;
+  cut_[scale] = 0;
+  tie_share_[scale] = 1;
+  while (key-- > 0) {
+    if (!histogram[key]) continue;
+    if (above + histogram[key] >= top_pages) {
+      cut_[scale] = rate_of(key);
+      tie_share_[scale] = static_cast<float>(top_pages - above) / static_cast<float>(histogram[key]);
+      sum += static_cast<double>(top_pages - above) * rate_of(key);
+      above = top_pages;
+      break;
+    }
+    above += histogram[key];
+    sum += histogram[key] * static_cast<double>(rate_of(key));
+  }
+  top_rate_[scale] = above ? sum / static_cast<double>(above) : 0;
+}
+
+void Estimate::pass(__u64 top_pages) {
+  if (ages_[0].empty()) age_tables();
+  for (int s = 0; s < kScales; ++s) {
+    if (!learned_[s]) {
+      // Twice: what is learned by the first is of use to the first.
+      k_[s].fill(1);
+      estimate(s, top_pages);
+      learned_[s] = epoch_samples_ > 0;
+    }
+    estimate(s, top_pages);
+  }
+  passed_ = true;
+}
+
+}  // namespace hypertier

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The heat of every page from few samples: counters per page at three time
+// scales, and an empirical-Bayes estimate down a radix tree
+//
+//   all -> space -> 128 MiB -> 2 MiB -> 64 KiB -> page
+//
+// in which a child with few samples looks like its parent and one with many
+// like its own count. How much a child is believed is learned per level from
+// how much siblings differ beyond chance. Rates are samples per page and epoch.
+//
+// Pure: pages, samples and presence in, rates out. Memory is allocated per
+// 2 MiB that has pages, and freed with them.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <hypertier/abi.h>
+
+namespace hypertier {
+
+struct EstimateSettings {
+  // Weight of the past in the choice of the time scale, per epoch.
+  double choice_keep = 0.966;
+  // A scale takes over when it is ahead by so many standard deviations of the
+  // hits of the one in use.
+  double choice_lead = 0.25;
+  // Smoothing of ln k, per pass: share of the new value.
+  double dispersion_new = 0.3;
+  double k_min = 0.02;
+  double k_max = 1e4;
+  // Above so many samples per page of the top set and epoch, a sample adds a
+  // quarter of what it adds below.
+  double dense = 0.3;
+};
+
+class Estimate {
+ public:
+  static constexpr int kScales = 3;
+  static constexpr std::array<__u32, kScales> kHalfLife = {8, 48, 256};  // epochs
+  static constexpr unsigned kPages = HT_GRANULE_PAGES;
+  static constexpr unsigned kPiecePages = 16;  // 64 KiB
+  static constexpr unsigned kPieces = kPages / kPiecePages;
+  static constexpr unsigned kRegionGranules = 64;  // 128 MiB
+
+  // What is kept of 2 MiB. counts are of samples, decayed.
+  struct Granule {
+    __u8 page[kScales][kPages] = {};     // in 1/unit() samples, saturating
+    __u16 piece[kScales][kPieces] = {};  // in 1/4 samples: these do not saturate in practice
+    // Where a page is: both bits: present, tier not known; none: not there.
+    __u64 in_tier[HT_TIERS][kPages / 64] = {};
+    __u64 tried[HT_TIERS][kPages / 64] = {};  // on a trial list, by the tier it was in
+    float count[kScales] = {};
+    float rate[kScales] = {};  // of the last pass
+    __u32 birth = 0;           // epoch before the first that counts
+    __u32 sampled_epoch = 0;
+    __u32 samples = 0;  // of sampled_epoch
+    __u32 stores = 0;
+    bool huge = false;  // one folio
+
+    __u64 present(unsigned word) const { return in_tier[0][word] | in_tier[1][word]; }
+    unsigned present_pages() const;
+    unsigned piece_mask(unsigned p) const { return present(p / 4) >> (p % 4 * 16) & 0xffff; }
+    bool has(unsigned p) const { return present(p / 64) >> (p % 64) & 1; }
+  };
+
+  explicit Estimate(const EstimateSettings& settings = {}) : settings_(settings) {}
+
+  // A new epoch: counts age when it is their time.
+  void begin(__u64 epoch);
+
+  // Null: nothing is kept there. make() keeps it from now on; counting begins
+  // with this epoch.
+  Granule* find(__u64 space, __u64 granule);
+  Granule& make(__u64 space, __u64 granule);
+  // Pages [first, last) are gone. Frees what is empty.
+  void clear(__u64 space, __u64 granule, unsigned first, unsigned last);
+  void drop(__u64 space);
+  std::vector<__u64> granules(__u64 space) const;
+  // The first granule from this one on of which something is kept; HT_UNKNOWN64: none.
+  __u64 next(__u64 space, __u64 granule) const;
+
+  // Counts samples by page; predicts them first, which is what chooses the
+  // time scale. Pages that were not known to be present are from now on.
+  void add(Granule& granule, const __u32 pages[kPages]);
+  void end_fold(__u64 top_pages);
+
+  // The pass: rates of everything, for a top set of so many pages.
+  void pass(__u64 top_pages);
+
+  // Rates of the last pass at the chosen scale, as counts are now. Only pages
+  // that are present have one; the others' are 0.
+  void rates(const Granule& granule, float out[kPages]) const;
+  // The same for its 64 KiB pieces.
+  void piece_rates(const Granule& granule, float out[kPieces]) const { pieces(granule, scale_, out); }
+
+  // In address order, space by space.
+  using Visit = std::function<void(__u64 space, __u64 granule, Granule& g)>;
+  void visit(const Visit& visit);
+
+  int scale() const { return scale_; }
+  float cut(int scale) const { return cut_[scale]; }  // rate of the last page of the top set
+  float cut() const { return cut_[scale_]; }
+  double k(int level, int scale) const { return k_[scale][level]; }
+  double predicted(int scale) const { return hits_[scale]; }
+  double mean_rate() const { return mean_rate_; }
+  // Mean rate of the top set at the chosen scale.
+  double top_rate() const { return top_rate_[scale_]; }
+  __u32 unit() const { return unit_; }
+  __u64 pages() const { return pages_; }  // present, as of the last pass
+  std::size_t bytes() const;
+
+  // Sum of the weights of the epochs since birth, and the noise factor.
+  double weight(int scale, __u32 birth) const { return at(scale, birth).weight; }
+  double noise(int scale, __u32 birth) const { return at(scale, birth).noise; }
+
+ private:
+  enum Level { kSpace, kRegion, kGranule, kPiece, kPage, kLevels };
+  struct Age {
+    float weight = 0;
+    float noise = 1;
+  };
+  struct Region {
+    std::array<std::unique_ptr<Granule>, kRegionGranules> granules;
+    unsigned used = 0;
+  };
+  using Space = std::map<__u64, Region>;
+  // Evidence of how much children differ: sums of (x - e)^2 - x, and of e^2.
+  struct Dispersion {
+    double excess = 0;
+    double expected = 0;
+  };
+  // Of the top set: how many pages have a rate of a 16-bit log key.
+  struct Histogram;
+
+  const Age& at(int scale, __u32 birth) const;
+  void age_tables();
+  void decay(int scale);
+  void set_unit(__u32 unit);
+  void pieces(const Granule& g, int scale, float out[kPieces], Dispersion* dispersion = nullptr) const;
+  void pages_pass(Granule& g, int scale, Dispersion& piece, Dispersion& page, std::vector<__u32>& histogram);
+  void estimate(int scale, __u64 top_pages);
+  void learn(int scale, const Dispersion (&d)[kLevels]);
+  void choose();
+
+  EstimateSettings settings_;
+  __u64 epoch_ = 0;
+  __u64 pages_ = 0;
+  __u32 unit_ = 16;
+  double density_ = -1;  // samples per page of the top set and epoch, smoothed
+  __u64 epoch_samples_ = 0;
+  __u32 predict_turn_ = 0;
+  int scale_ = 0;
+  bool passed_ = false;
+  std::array<std::array<double, kLevels>, kScales> k_{};
+  std::array<bool, kScales> learned_{};
+  std::array<float, kScales> cut_{};
+  std::array<float, kScales> tie_share_{};  // of the pages at the cut that belong to the top set
+  std::array<double, kScales> top_rate_{};
+  std::array<double, kScales> hits_{};
+  std::array<double, kScales> epoch_hits_{};
+  double mean_rate_ = 0;
+  std::array<std::vector<Age>, kScales> ages_;  // by epochs since birth
+  __u32 random_ = 1;
+  std::map<__u64, Space> spaces_;
+  std::size_t granules_ = 0;
+  std::size_t regions_ = 0;
+};
+
+}  // namespace hypertier

@@ -1,0 +1,552 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "estimated.hpp"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+namespace hypertier {
+namespace {
+
+constexpr __u32 kOrderHuge = 9;
+// A rotation over all pages takes so many epochs, so that a page the kernel
+// moved by itself is not taken for where it was for longer.
+constexpr __u64 kWalkTurnEpochs = 64;
+constexpr __u64 kWalkMinPages = 4096;
+// How often finer ranges are tried.
+constexpr __u64 kFinerEpochs = 16;
+// The top set is at least this part of what the fast tier may hold.
+constexpr __u64 kTopMin = 16;
+
+// Rates of a tier_range are in 1/64 samples per epoch and GiB.
+constexpr double kRateUnit = 64.0 * (1 << 18);
+
+__u32 saturated(double value) {
+  return value <= 0 ? 0 : value >= 4294967294.0 ? HT_UNKNOWN32 - 1 : static_cast<__u32>(value);
+}
+
+__u32 page_count(const __u32* words, unsigned page) {
+  return page & 1 ? words[page / 2] >> 16 : words[page / 2] & 0xffff;
+}
+
+// Bits of one granule's words that lie in pages [first, last).
+template <class F>
+void each_word(unsigned first, unsigned last, F&& f) {
+  for (unsigned w = first / 64; w < HT_GRANULE_PAGES / 64 && w * 64 < last; ++w) {
+    unsigned from = std::max(first, w * 64) - w * 64;
+    unsigned to = std::min(last, w * 64 + 64) - w * 64;
+    f(w, (to == 64 ? ~0ULL : (1ULL << to) - 1) & (~0ULL << from));
+  }
+}
+
+}  // namespace
+
+EstimatedPartition::EstimatedPartition(const EngineSettings& settings) : settings_(settings) {}
+
+void EstimatedPartition::begin(__u64 epoch) {
+  epoch_ = epoch;
+  estimate_.begin(epoch);
+  sampled_.clear();
+  trial_ = {};
+  trial_.hot_pages = tried_pages_[HT_TIER_SLOW];
+  trial_.cold_pages = tried_pages_[HT_TIER_FAST];
+}
+
+const EstimatedPartition::Mapping* EstimatedPartition::mapping_of(__u64 space, __u64 address) const {
+  auto s = spaces_.find(space);
+  if (s == spaces_.end()) return nullptr;
+  auto m = std::upper_bound(s->second.begin(), s->second.end(), address,
+                            [](__u64 a, const Mapping& mapping) { return a < mapping.end; });
+  return m == s->second.end() || m->start > address ? nullptr : &*m;
+}
+
+void EstimatedPartition::fold(const ht_granule& granule, const Stray& stray) {
+  const __u64 start = granule.granule << HT_GRANULE_SHIFT;
+  std::array<__u32, HT_GRANULE_PAGES> pages;
+  const Mapping* mapping = nullptr;
+  __u32 samples = 0;
+  __u32 stores_done = 0;
+  for (unsigned p = 0; p < HT_GRANULE_PAGES; ++p) {
+    __u32 n = pages[p] = page_count(granule.pages, p);
+    if (!n) continue;
+    const __u64 address = start + (__u64{p} << HT_PAGE_SHIFT);
+    if (!mapping || address < mapping->start || address >= mapping->end) mapping = mapping_of(granule.space, address);
+    samples += n;
+    auto stores_until = static_cast<__u32>(
+        granule.samples ? std::min<__u64>(granule.stores, __u64{granule.stores} * samples / granule.samples) : 0);
+    if (mapping) {
+      sampled_.push_back({granule.space, address, n, stores_until - stores_done});
+    } else {
+      pages[p] = 0;
+      stray(address, n);
+    }
+    stores_done = stores_until;
+  }
+  if (std::all_of(pages.begin(), pages.end(), [](__u32 n) { return n == 0; })) return;
+  Estimate::Granule& g = estimate_.make(granule.space, granule.granule);
+  for (int side = 0; side < HT_TIERS; ++side)
+    for (unsigned w = 0; w < HT_GRANULE_PAGES / 64; ++w)
+      for (__u64 bits = g.tried[side][w]; bits; bits &= bits - 1)
+        (side == HT_TIER_SLOW ? trial_.hot_hits : trial_.cold_hits) += pages[w * 64 + std::countr_zero(bits)];
+  for (unsigned p = 0; p < HT_GRANULE_PAGES; ++p)
+    if (pages[p] && !g.has(p)) {
+      look_again(granule.space, granule.granule);
+      break;
+    }
+  estimate_.add(g, pages.data());
+}
+
+__u64 EstimatedPartition::close(__u64 fast_pages) {
+  // What others hold of the tier is not to be had.
+  top_pages_ = std::max<__u64>(1, std::clamp(in_fast_pages_, fast_pages / kTopMin, fast_pages));
+  return bits_.count(fast_pages, [this](const ht_granule& granule) { fold(granule, [](__u64, __u32) {}); });
+}
+
+void EstimatedPartition::look_again(__u64 space, __u64 granule) {
+  const Span span{space, granule << HT_GRANULE_SHIFT, (granule + 1) << HT_GRANULE_SHIFT};
+  if (fresh_.empty() || fresh_.back().span.space != space || fresh_.back().span.start != span.start)
+    fresh_.push_back({span, epoch_ - 1});
+}
+
+// What a space maps may have shrunk: pages outside of it are forgotten. What is
+// new is walked first.
+void EstimatedPartition::map(__u64 space, std::span<const ht_mapping> wanted) {
+  remapped_ = true;
+  bits_.keep(space, wanted);
+  std::vector<Mapping> old;
+  if (auto s = spaces_.find(space); s != spaces_.end()) old = std::move(s->second);
+  std::vector<Mapping> now;
+  __u32 taken = 0;
+  auto o = old.begin();
+  for (const ht_mapping& w : wanted) {
+    Mapping mapping{w.start, w.end, w.flags, 0, epoch_};
+    __u64 at = w.start;
+    while (o != old.end() && o->end <= w.start) ++o;
+    for (auto kept = o; kept != old.end() && kept->start < w.end; ++kept) {
+      if (!mapping.id && kept->flags == w.flags && kept->id != taken) {
+        mapping.id = kept->id;
+        mapping.made_epoch = kept->made_epoch;
+      }
+      if (kept->start > at) fresh_.push_back({{space, at, kept->start}, epoch_});
+      at = std::max(at, kept->end);
+    }
+    if (at < w.end) fresh_.push_back({{space, at, w.end}, epoch_});
+    if (!mapping.id) mapping.id = next_id_++;
+    taken = mapping.id;
+    now.push_back(mapping);
+  }
+
+  auto m = now.begin();
+  for (__u64 granule : estimate_.granules(space)) {
+    const __u64 start = granule << HT_GRANULE_SHIFT;
+    const __u64 end = start + HT_GRANULE_SIZE;
+    while (m != now.end() && m->end <= start) ++m;
+    __u64 at = start;
+    for (auto kept = m; at < end; ++kept) {
+      __u64 until = kept == now.end() || kept->start >= end ? end : kept->start;
+      if (until > at)
+        estimate_.clear(space, granule, (at - start) >> HT_PAGE_SHIFT, (until - start) >> HT_PAGE_SHIFT);
+      if (until == end) break;
+      at = kept->end;
+    }
+  }
+  if (now.empty())
+    spaces_.erase(space);
+  else
+    spaces_[space] = std::move(now);
+}
+
+void EstimatedPartition::drop(__u64 space) {
+  remapped_ = true;
+  estimate_.drop(space);
+  spaces_.erase(space);
+}
+
+// --------------------------------------------------------------- where pages are
+
+std::vector<Partition::Span> EstimatedPartition::to_walk(__u64 budget_pages) {
+  std::vector<Span> spans;
+  auto take = [&](__u64 space, __u64 start, __u64 end, __u64& budget) {
+    __u64 pages = std::min((end - start) >> HT_PAGE_SHIFT, budget);
+    budget -= pages;
+    spans.push_back({space, start, end});
+  };
+  __u64 budget = budget_pages;
+  std::size_t done = 0;
+  for (; done < fresh_.size() && budget && spans.size() < HT_WALKS_MAX / 2 && fresh_[done].epoch < epoch_; ++done) {
+    const Span& f = fresh_[done].span;
+    auto s = spaces_.find(f.space);
+    if (s == spaces_.end()) continue;
+    for (auto m = std::upper_bound(s->second.begin(), s->second.end(), f.start,
+                                   [](__u64 a, const Mapping& mapping) { return a < mapping.end; });
+         m != s->second.end() && m->start < f.end; ++m)
+      take(f.space, std::max(f.start, m->start), std::min(f.end, m->end), budget);
+  }
+  fresh_.erase(fresh_.begin(), fresh_.begin() + static_cast<std::ptrdiff_t>(done));
+
+  budget = std::min(budget_pages, std::max(kWalkMinPages, estimate_.pages() / kWalkTurnEpochs));
+  // The turn goes by presence: address space that holds nothing costs little.
+  for (auto s = spaces_.lower_bound(turn_space_); s != spaces_.end() && budget && spans.size() < HT_WALKS_MAX; ++s) {
+    if (s->first != turn_space_) turn_address_ = 0;
+    turn_space_ = s->first;
+    for (const Mapping& m : s->second) {
+      if (m.end <= turn_address_ || m.made_epoch == epoch_) continue;
+      __u64 start = std::max(m.start, turn_address_);
+      take(s->first, start, m.end, budget);
+      turn_address_ = m.end;
+      if (!budget || spans.size() == HT_WALKS_MAX) return spans;
+    }
+    ++turn_space_;
+    turn_address_ = 0;
+  }
+  if (spans.size() < HT_WALKS_MAX && budget) turn_space_ = turn_address_ = 0;
+  return spans;
+}
+
+void EstimatedPartition::walked(const Span& span, __u64 next, std::span<const ht_page_t> pages) {
+  // A walk that stopped is gone on with: at once if it was of new memory, or by
+  // the turn, which passed over it.
+  if (next < span.end) {
+    if (span.space == turn_space_ && turn_address_ == span.end)
+      turn_address_ = next;
+    else
+      fresh_.push_back({{span.space, next, span.end}, epoch_});
+  }
+  const Mapping* mapping = mapping_of(span.space, span.start);
+  if (!mapping) return;
+  auto page = pages.begin();
+  auto here = [&](__u64 end) { return page != pages.end() && HT_PAGE_ADDR(*page) < end; };
+  const __u64 until = std::min(next, mapping->end);
+  // Granules where nothing is and nothing was are passed over.
+  for (__u64 granule = span.start >> HT_GRANULE_SHIFT; granule << HT_GRANULE_SHIFT < until;) {
+    const __u64 base = granule << HT_GRANULE_SHIFT;
+    const unsigned first = base < span.start ? (span.start - base) >> HT_PAGE_SHIFT : 0;
+    const unsigned last = static_cast<unsigned>(std::min<__u64>(until - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+    __u64 tiers[HT_TIERS][HT_GRANULE_PAGES / 64] = {};
+    bool any = false;
+    bool huge = false;
+    while (here(base + HT_GRANULE_SIZE)) {
+      unsigned p = (HT_PAGE_ADDR(*page) - base) >> HT_PAGE_SHIFT;
+      unsigned n = 1U << std::min(HT_PAGE_ORDER(*page), kOrderHuge);
+      huge |= n == HT_GRANULE_PAGES && p == 0;
+      int tier = *page & HT_PAGE_FAST ? HT_TIER_FAST : HT_TIER_SLOW;
+      each_word(p, std::min(last, p + n), [&](unsigned w, __u64 mask) {
+        for (auto& words : tiers) words[w] &= ~mask;  // the later of overlapping folios is the truer
+        tiers[tier][w] |= mask;
+      });
+      any = true;
+      ++page;
+    }
+    Estimate::Granule* g = any ? &estimate_.make(span.space, granule) : estimate_.find(span.space, granule);
+    if (g) {
+      bool left = false;
+      each_word(first, last, [&](unsigned w, __u64 mask) {
+        for (int t = 0; t < HT_TIERS; ++t) g->in_tier[t][w] = (g->in_tier[t][w] & ~mask) | (tiers[t][w] & mask);
+      });
+      for (unsigned w = 0; w < HT_GRANULE_PAGES / 64; ++w) left |= g->present(w) != 0;
+      g->huge = huge;
+      if (!left) estimate_.clear(span.space, granule, first, last);
+    }
+    // the next that has something to say
+    granule = std::min(estimate_.next(span.space, granule + 1), HT_UNKNOWN64 >> HT_GRANULE_SHIFT);
+    if (page != pages.end()) granule = std::min<__u64>(granule, HT_PAGE_ADDR(*page) >> HT_GRANULE_SHIFT);
+  }
+}
+
+void EstimatedPartition::list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) {
+  const Run& run = runs_[index];
+  const __u64 file = run.flags & (TIER_RANGE_SHMEM | TIER_RANGE_FILE) ? HT_PAGE_FILE : 0;
+  const __u64 end_granule = (run.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
+  for (__u64 granule = run.start >> HT_GRANULE_SHIFT; granule < end_granule && max_pages; ++granule) {
+    const Estimate::Granule* g = estimate_.find(run.space, granule);
+    if (!g) continue;
+    const __u64 base = granule << HT_GRANULE_SHIFT;
+    const unsigned first = base < run.start ? (run.start - base) >> HT_PAGE_SHIFT : 0;
+    const unsigned last = static_cast<unsigned>(std::min<__u64>(run.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+    if (g->huge) {
+      if (!first && (g->in_tier[tier][0] & ~g->in_tier[!tier][0] & 1)) {
+        listed.push_back({base | kOrderHuge | file, static_cast<__u32>(index)});
+        max_pages -= std::min<__u64>(max_pages, HT_GRANULE_PAGES);
+      }
+      continue;
+    }
+    each_word(first, last, [&](unsigned w, __u64 mask) {
+      for (__u64 bits = g->in_tier[tier][w] & ~g->in_tier[!tier][w] & mask; bits && max_pages; bits &= bits - 1, --max_pages)
+        listed.push_back({(base + (__u64{w * 64 + std::countr_zero(bits)} << HT_PAGE_SHIFT)) | file,
+                          static_cast<__u32>(index)});
+    });
+  }
+}
+
+void EstimatedPartition::placed(__u64 space, ht_page_t page, ht_move_result result, ht_tier wanted) {
+  const __u64 address = HT_PAGE_ADDR(page);
+  const __u64 granule = address >> HT_GRANULE_SHIFT;
+  Estimate::Granule* g = estimate_.find(space, granule);
+  if (!g) return;
+  const unsigned p = (address >> HT_PAGE_SHIFT) % HT_GRANULE_PAGES;
+  const unsigned n = 1U << std::min(HT_PAGE_ORDER(page), kOrderHuge);
+  if (result == HT_MOVE_DONE || result == HT_MOVE_ALREADY) {
+    each_word(p, p + n, [&](unsigned w, __u64 mask) {
+      g->in_tier[wanted][w] |= mask;
+      g->in_tier[!wanted][w] &= ~mask;
+    });
+  } else if (result == HT_MOVE_GONE || result == HT_MOVE_MISMATCH) {
+    // Not what it was taken for: look again.
+    look_again(space, granule);
+  }
+}
+
+void EstimatedPartition::clear_trial() {
+  for (auto [space, granule] : tried_)
+    if (Estimate::Granule* g = estimate_.find(space, granule))
+      for (auto& side : g->tried) std::fill(std::begin(side), std::end(side), 0);
+  tried_.clear();
+  tried_pages_[HT_TIER_FAST] = tried_pages_[HT_TIER_SLOW] = 0;
+}
+
+void EstimatedPartition::try_pages(__u64 space, ht_page_t page, ht_tier side) {
+  const __u64 address = HT_PAGE_ADDR(page);
+  const __u64 granule = address >> HT_GRANULE_SHIFT;
+  Estimate::Granule* g = estimate_.find(space, granule);
+  if (!g) return;
+  const unsigned p = (address >> HT_PAGE_SHIFT) % HT_GRANULE_PAGES;
+  const unsigned n = 1U << std::min(HT_PAGE_ORDER(page), kOrderHuge);
+  each_word(p, p + n, [&](unsigned w, __u64 mask) { g->tried[side][w] |= mask; });
+  tried_pages_[side] += n;
+  if (tried_.empty() || tried_.back() != std::pair{space, granule}) tried_.emplace_back(space, granule);
+}
+
+// ----------------------------------------------------------------------- ranges
+
+// Draws runs; false: more than max_runs.
+bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
+  runs_.clear();
+  const float cut = estimate_.cut();
+  const float floor = cut / grain.zone;
+  const float ceiling = cut * grain.zone;
+  const Mapping* mapping = nullptr;
+  __u64 mapping_space = 0;
+  bool fits = true;
+  // of the run in progress
+  float low = 0;
+  float high = 0;
+  double sum = 0;
+  double squares = 0;
+  __u64 pages = 0;
+  __u64 last_unit = 0;
+  auto close = [&](__u64 end) {
+    if (!pages) return;
+    runs_.back().end = end;
+    runs_.back().rate = static_cast<float>(sum / static_cast<double>(pages));
+    runs_.back().square = static_cast<float>(squares / static_cast<double>(pages));
+    pages = 0;
+  };
+  auto open = [&](__u64 start, float known) {
+    if (runs_.size() == max_runs) {
+      fits = false;
+      return;
+    }
+    runs_.push_back({mapping_space, start, 0, mapping->flags, mapping->id, mapping->made_epoch, 0, 0});
+    low = high = known;
+    sum = squares = 0;
+  };
+  // n pages at address with the same rate; unit: what they belong to and is not taken apart.
+  auto put = [&](__u64 address, unsigned n, float rate, double rate_sum, double square_sum, __u64 unit) {
+    const float known = std::clamp(rate, floor, ceiling);
+    if (!pages) {
+      open(runs_.empty() || runs_.back().space != mapping_space || runs_.back().mapping != mapping->id ? mapping->start
+                                                                                                      : address,
+           known);
+      if (!fits) return;
+    } else if (unit != last_unit || !grain.unit_pages) {
+      float l = std::min(low, known);
+      float h = std::max(high, known);
+      if (h > l * grain.tolerance) {
+        close(address);
+        open(address, known);
+        if (!fits) return;
+      } else {
+        low = l;
+        high = h;
+      }
+    }
+    last_unit = unit;
+    sum += rate_sum;
+    squares += square_sum;
+    pages += n;
+  };
+
+  estimate_.visit([&](__u64 space, __u64 granule, Estimate::Granule& g) {
+    if (!fits) return;
+    const __u64 base = granule << HT_GRANULE_SHIFT;
+    float rate[HT_GRANULE_PAGES];
+    estimate_.rates(g, rate);
+    unsigned unit = g.huge ? HT_GRANULE_PAGES : std::min<unsigned>(grain.unit_pages, HT_GRANULE_PAGES);
+    for (unsigned p = 0; p < HT_GRANULE_PAGES && fits;) {
+      // the next stretch that is not taken apart
+      const unsigned end = unit > 1 ? std::min<unsigned>(HT_GRANULE_PAGES, (p / unit + 1) * unit) : p + 1;
+      for (unsigned from = p; from < end;) {
+        if (!g.has(from)) {
+          ++from;
+          continue;
+        }
+        const __u64 address = base + (__u64{from} << HT_PAGE_SHIFT);
+        if (!mapping || mapping_space != space || address >= mapping->end || address < mapping->start) {
+          if (mapping) close(mapping->end);
+          mapping = mapping_of(space, address);
+          mapping_space = space;
+          if (!mapping) {
+            pages = 0;
+            ++from;
+            continue;
+          }
+        }
+        const unsigned stop =
+            static_cast<unsigned>(std::min<__u64>(end, (std::min(mapping->end - base, __u64{HT_GRANULE_SIZE})) >> HT_PAGE_SHIFT));
+        unsigned n = 0;
+        double s = 0;
+        double q = 0;
+        for (unsigned i = from; i < stop; ++i)
+          if (g.has(i)) {
+            ++n;
+            s += rate[i];
+            q += static_cast<double>(rate[i]) * rate[i];
+          }
+        if (n) put(address, n, static_cast<float>(s / n), s, q, granule * HT_GRANULE_PAGES + p / std::max(1U, unit));
+        from = stop;
+      }
+      p = end;
+    }
+  });
+  if (mapping && fits) close(mapping->end);
+  return fits;
+}
+
+void EstimatedPartition::draw() {
+  static constexpr std::array<Grain, 10> kGrains = {{{1.25F, 256, 1},
+                                                     {1.25F, 16, 1},
+                                                     {1.25F, 4, 1},
+                                                     {1.6F, 3, 1},
+                                                     {2, 2, 1},
+                                                     {1.25F, 8, 16},
+                                                     {1.6F, 3, 16},
+                                                     {1.25F, 64, 512},
+                                                     {2, 4, 512},
+                                                     {2, 1.5F, 512}}};
+  if (grain_ && epoch_ % kFinerEpochs == 0 && runs_.size() < settings_.max_estimated_ranges / 2) --grain_;
+  while (!build(kGrains[grain_], settings_.max_estimated_ranges) && grain_ + 1 < kGrains.size()) ++grain_;
+}
+
+// Between passes: what is not mapped any more is in no run.
+void EstimatedPartition::clip() {
+  std::erase_if(runs_, [this](Run& run) {
+    const Mapping* m = mapping_of(run.space, run.start);
+    if (!m || m->id != run.mapping) return true;
+    run.end = std::min(run.end, m->end);
+    return false;
+  });
+}
+
+std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
+  estimate_.end_fold(top_pages_);
+  const __u64 every = std::clamp<__u64>(estimate_.pages() / settings_.pass_pages, 1, settings_.max_pass_epochs);
+  if (!passed_epoch_ || epoch_ - passed_epoch_ >= every) {
+    estimate_.pass(top_pages_);
+    draw();
+    passed_epoch_ = epoch_;
+  } else if (remapped_) {
+    clip();
+  }
+  remapped_ = false;
+
+  residencies_.assign(runs_.size(), {});
+  in_fast_pages_ = 0;
+  const double unit = static_cast<double>(estimate_.unit());
+  const Estimate::Granule* at = nullptr;  // many runs lie in one granule
+  __u64 at_granule = HT_UNKNOWN64;
+  __u64 at_space = 0;
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const Run& run = runs_[i];
+    tier_range& o = out[i];
+    Residency& residency = residencies_[i];
+    o = {};
+    o.start = run.start;
+    o.end = run.end;
+    o.space = run.space;
+    o.mapped_pages = (run.end - run.start) >> HT_PAGE_SHIFT;
+    o.flags = run.flags | TIER_RANGE_MIN;
+    const bool first = i == 0 || runs_[i - 1].mapping != run.mapping || runs_[i - 1].space != run.space;
+    const bool last = i + 1 == runs_.size() || runs_[i + 1].mapping != run.mapping || runs_[i + 1].space != run.space;
+    if (first && last) o.flags |= TIER_RANGE_ROOT;
+    __u64 tiers[HT_TIERS] = {0, 0};
+    double count[Estimate::kScales] = {0, 0, 0};
+    __u32 sampled_epoch = 0;
+    const __u64 end_granule = (run.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
+    for (__u64 granule = run.start >> HT_GRANULE_SHIFT; granule < end_granule; ++granule) {
+      if (granule != at_granule || run.space != at_space) {
+        at_granule = granule;
+        at_space = run.space;
+        at = estimate_.find(run.space, granule);
+      }
+      const Estimate::Granule* g = at;
+      if (!g) {
+        granule = std::min(end_granule, estimate_.next(run.space, granule)) - 1;
+        continue;
+      }
+      const __u64 base = granule << HT_GRANULE_SHIFT;
+      const unsigned from = base < run.start ? (run.start - base) >> HT_PAGE_SHIFT : 0;
+      const unsigned to = static_cast<unsigned>(std::min<__u64>(run.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+      sampled_epoch = std::max(sampled_epoch, g->sampled_epoch);
+      each_word(from, to, [&](unsigned w, __u64 mask) {
+        const __u64 differ = (g->in_tier[HT_TIER_FAST][w] ^ g->in_tier[HT_TIER_SLOW][w]) & mask;
+        for (int t = 0; t < HT_TIERS; ++t) tiers[t] += std::popcount(g->in_tier[t][w] & differ);
+      });
+      if (g->huge) residency.huge_pages += to - from;
+      for (int s = 0; s < Estimate::kScales; ++s) {
+        if (from == 0 && to == HT_GRANULE_PAGES)
+          count[s] += static_cast<double>(g->count[s]);
+        else
+          for (unsigned p = from; p < to; ++p) count[s] += g->page[s][p] / unit;
+      }
+    }
+    for (int t = 0; t < HT_TIERS; ++t) o.tier_pages[t] = residency.tier_pages[t] = tiers[t];
+    residency.walked_epoch = epoch_;
+    in_fast_pages_ += tiers[HT_TIER_FAST];
+    if (residency.huge_pages * 2 > residency.pages()) o.flags |= TIER_RANGE_HUGE;
+    for (int s = 0; s < Estimate::kScales; ++s) o.count[s + 1] = saturated(count[s] * (1 << HT_COUNT_SHIFT));
+    o.left_count = o.right_count = HT_UNKNOWN32;
+    o.age_epochs = static_cast<__u32>(std::min<__u64>(epoch_ - run.made_epoch, HT_UNKNOWN32 - 1));
+    o.idle_epochs = static_cast<__u32>(epoch_ - std::max<__u64>(sampled_epoch, run.made_epoch));
+    o.walk_epochs = 0;
+    o.mapping = run.mapping;
+    o.rate = saturated(static_cast<double>(run.rate) * kRateUnit);
+    const double mean2 = static_cast<double>(run.rate) * run.rate;
+    o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
+  }
+  auto by_address = [](const tier_range& r, const Sampled& s) {
+    return r.space != s.space ? r.space < s.space : r.end <= s.address;
+  };
+  const std::span<tier_range> ranges = out.first(runs_.size());
+  for (const Sampled& s : sampled_) {
+    auto r = std::lower_bound(ranges.begin(), ranges.end(), s, by_address);
+    if (r == ranges.end() || r->space != s.space || s.address < r->start) continue;
+    r->samples += s.samples;
+    r->stores += s.stores;
+  }
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    ranges[i].count[0] = std::min<__u32>(ranges[i].samples, HT_UNKNOWN32 >> HT_COUNT_SHIFT) << HT_COUNT_SHIFT;
+    const bool same = i && ranges[i - 1].mapping == ranges[i].mapping;
+    if (same) {
+      ranges[i].left_count = ranges[i - 1].count[0];
+      ranges[i - 1].right_count = ranges[i].count[0];
+    }
+  }
+  return runs_.size();
+}
+
+// Ranges follow the estimate, not the policy.
+Adapted EstimatedPartition::adapt(std::span<const tier_range>) { return {}; }
+
+}  // namespace hypertier

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Estimated ranges: runs of pages whose estimated rates are about the same.
+// They are drawn anew with every pass of the estimate; policies neither split
+// nor merge them. Which tier each page is in is known here, from walks and from
+// what was moved, so that nothing is walked to list the pages of a range.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "bits.hpp"
+#include "engine.hpp"
+#include "estimate.hpp"
+#include "partition.hpp"
+
+namespace hypertier {
+
+class EstimatedPartition final : public Partition {
+ public:
+  explicit EstimatedPartition(const EngineSettings& settings);
+
+  void begin(__u64 epoch) override;
+  void fold(const ht_granule& granule, const Stray& stray) override;
+  void fold(const ht_bits& bits) override { bits_.fold(bits); }
+  __u64 close(__u64 fast_pages) override;
+  __u64 bits_interval_ns() const override { return bits_.interval_ns(); }
+  void map(__u64 space, std::span<const ht_mapping> mappings) override;
+  void drop(__u64 space) override;
+  std::size_t fill(std::span<tier_range> out) override;
+  Residency& residency(std::size_t index) override { return residencies_[index]; }
+  Adapted adapt(std::span<const tier_range> answers) override;
+
+  bool knows_pages() const override { return true; }
+  std::vector<Span> to_walk(__u64 pages) override;
+  void walked(const Span& span, __u64 next, std::span<const ht_page_t> pages) override;
+  void list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) override;
+  void placed(__u64 space, ht_page_t page, ht_move_result result, ht_tier wanted) override;
+  void try_pages(__u64 space, ht_page_t page, ht_tier side) override;
+  Trial trial() override { return trial_; }
+  void clear_trial() override;
+
+  const Estimate& estimate() const { return estimate_; }
+
+ private:
+  struct Mapping {
+    __u64 start = 0;
+    __u64 end = 0;
+    __u32 flags = 0;
+    __u32 id = 0;
+    __u64 made_epoch = 0;
+  };
+  struct Run {
+    __u64 space;
+    __u64 start;
+    __u64 end;
+    __u32 flags;
+    __u32 mapping;
+    __u64 made_epoch;
+    float rate;  // mean over its pages
+    float square;  // mean of the squares
+  };
+  // How coarse runs are: rates within tolerance are one run, and those beyond
+  // zone times the rate at the cut, either way, are all alike. unit: pages that
+  // are never told apart.
+  struct Grain {
+    float tolerance;
+    float zone;
+    unsigned unit_pages;
+  };
+  struct Fresh {
+    Span span;
+    __u64 epoch;  // it is walked in a later one: what lives shorter costs nothing
+  };
+  struct Sampled {
+    __u64 space;
+    __u64 address;
+    __u32 samples;
+    __u32 stores;
+  };
+
+  void look_again(__u64 space, __u64 granule);
+  void clip();
+  bool build(const Grain& grain, std::size_t max_runs);
+  void draw();
+  const Mapping* mapping_of(__u64 space, __u64 address) const;
+
+  const EngineSettings& settings_;
+  Estimate estimate_;
+  BitRates bits_{true};
+  __u64 epoch_ = 0;
+  __u64 passed_epoch_ = 0;
+  __u64 top_pages_ = 1;
+  __u64 in_fast_pages_ = 0;  // as of the last fill
+  __u32 next_id_ = 1;
+  std::map<__u64, std::vector<Mapping>> spaces_;
+  std::vector<Run> runs_;
+  bool remapped_ = false;  // since the runs were drawn
+  std::size_t grain_ = 0;
+  std::vector<Residency> residencies_;
+  std::vector<Sampled> sampled_;
+  // Walks: what is new goes first, then round and round.
+  std::vector<Fresh> fresh_;
+  __u64 turn_space_ = 0;
+  __u64 turn_address_ = 0;
+  // Granules with pages on trial, and what the epoch brought them.
+  std::vector<std::pair<__u64, __u64>> tried_;
+  __u64 tried_pages_[HT_TIERS] = {0, 0};
+  Trial trial_;
+};
+
+}  // namespace hypertier

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The estimate against its formulas and against draws whose truth is known.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "engine/estimate.hpp"
+
+namespace hypertier {
+namespace {
+
+constexpr __u64 kSpace = 3;
+constexpr __u64 kFirst = 0x7f0000000000 >> HT_GRANULE_SHIFT;  // a region's first granule
+constexpr unsigned kPages = Estimate::kPages;
+
+// Memory of so many granules, all of it present, and rates that it is drawn from.
+struct Drawn {
+  explicit Drawn(unsigned granules, unsigned seed = 1) : rate(granules * kPages, 0), rng(seed) {
+    estimate.begin(1);
+    for (unsigned g = 0; g < granules; ++g) present(estimate.make(kSpace, kFirst + g));
+  }
+  static void present(Estimate::Granule& g) {
+    for (auto& word : g.in_tier[HT_TIER_SLOW]) word = ~0ULL;
+  }
+  void epochs(int n, __u64 top) {
+    for (int i = 0; i < n; ++i) {
+      estimate.begin(++epoch);
+      for (unsigned g = 0; g < rate.size() / kPages; ++g) {
+        __u32 samples[kPages];
+        for (unsigned p = 0; p < kPages; ++p) {
+          const double mean = rate[g * kPages + p];
+          samples[p] = mean > 0 ? std::poisson_distribution<__u32>(mean)(rng) : 0;
+        }
+        estimate.add(*estimate.find(kSpace, kFirst + g), samples);
+      }
+      estimate.end_fold(top);
+      estimate.pass(top);
+    }
+  }
+  std::vector<float> rates() {
+    std::vector<float> all(rate.size());
+    for (unsigned g = 0; g < rate.size() / kPages; ++g)
+      estimate.rates(*estimate.find(kSpace, kFirst + g), all.data() + g * kPages);
+    return all;
+  }
+  // How many of the top pages by estimate are of the truly hottest.
+  double precision(__u64 top) {
+    std::vector<float> estimated = rates();
+    std::vector<unsigned> order(rate.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::nth_element(order.begin(), order.begin() + static_cast<long>(top), order.end(),
+                     [&](unsigned a, unsigned b) { return estimated[a] > estimated[b]; });
+    std::vector<double> sorted = rate;
+    std::nth_element(sorted.begin(), sorted.begin() + static_cast<long>(top) - 1, sorted.end(), std::greater<>());
+    const double cut = sorted[top - 1];
+    return static_cast<double>(std::count_if(order.begin(), order.begin() + static_cast<long>(top),
+                                             [&](unsigned p) { return rate[p] >= cut; })) /
+           static_cast<double>(top);
+  }
+
+  Estimate estimate;
+  std::vector<double> rate;
+  std::mt19937 rng;
+  __u64 epoch = 0;
+};
+
+TEST(Estimate, WeightAndNoiseAreThoseOfTheDecay) {
+  Drawn d(1);
+  d.epochs(200, 10);
+  for (int s = 0; s < Estimate::kScales; ++s) {
+    double sum = 0;
+    double squares = 0;
+    double weight = 1;
+    const unsigned step = Estimate::kHalfLife[s] / 4;
+    for (__u64 e = d.epoch; e > 0; --e) {
+      sum += weight;
+      squares += weight * weight;
+      if (e % step == 0) weight *= 215.0 / 256;
+    }
+    EXPECT_NEAR(d.estimate.weight(s, 0), sum, 1e-3 * sum);
+    EXPECT_NEAR(d.estimate.noise(s, 0), sum / squares, 1e-3);
+    // the half-life is what it is called
+    EXPECT_NEAR(std::log(0.5) / std::log(215.0 / 256) * step, Estimate::kHalfLife[s], 0.01 * Estimate::kHalfLife[s]);
+  }
+}
+
+TEST(Estimate, MeanRateIsTheTrueMeanAtEachScaleOfTime) {
+  Drawn d(64);
+  for (auto& r : d.rate) r = 0.05;
+  d.epochs(300, 5000);
+  EXPECT_NEAR(d.estimate.mean_rate(), 0.05, 0.002);
+  // Decayed by chance, not by truncation: pages sum up to what the granule counts.
+  for (int s = 0; s < Estimate::kScales; ++s) {
+    double pages = 0;
+    double pieces = 0;
+    double counts = 0;
+    for (unsigned g = 0; g < 64; ++g) {
+      const Estimate::Granule& granule = *d.estimate.find(kSpace, kFirst + g);
+      for (__u8 c : granule.page[s]) pages += c;
+      for (__u16 c : granule.piece[s]) pieces += c;
+      counts += static_cast<double>(granule.count[s]);
+    }
+    EXPECT_NEAR(pieces / 4, counts, 0.02 * counts) << s;
+    if (s == 0) {
+      EXPECT_NEAR(pages / d.estimate.unit(), counts, 0.02 * counts);
+    }
+  }
+}
+
+TEST(Estimate, EvenHeatGivesEveryPageTheParentsMean) {
+  Drawn d(32);
+  for (auto& r : d.rate) r = 0.02;
+  d.epochs(120, 3000);
+  std::vector<float> rates = d.rates();
+  double squares = 0;
+  for (float r : rates) squares += (r / 0.02 - 1) * (r / 0.02 - 1);
+  // Raw counts of 100 epochs would scatter by 60 %.
+  EXPECT_LT(std::sqrt(squares / static_cast<double>(rates.size())), 0.1);
+}
+
+TEST(Estimate, ScatteredHotPagesAreToldFromTheirNeighbours) {
+  Drawn d(32);
+  std::mt19937 rng(9);
+  const unsigned hot = 32 * kPages / 6;
+  for (unsigned i = 0; i < hot; ++i) d.rate[rng() % d.rate.size()] = 0.2;
+  for (auto& r : d.rate) r = std::max(r, 0.004);
+  d.epochs(60, hot);
+  EXPECT_GT(d.precision(hot), 0.95);
+}
+
+TEST(Estimate, PiecesOf64KiBNeedFewerSamplesThanPages) {
+  const auto after = [](unsigned piece) {
+    Drawn d(64);
+    std::mt19937 rng(4);
+    std::vector<unsigned> order(d.rate.size() / piece);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), rng);
+    for (unsigned i = 0; i < order.size() / 6; ++i)
+      for (unsigned p = 0; p < piece; ++p) d.rate[order[i] * piece + p] = 0.04;
+    for (auto& r : d.rate) r = std::max(r, 0.001);
+    d.epochs(20, d.rate.size() / 6);
+    return d.precision(d.rate.size() / 6);
+  };
+  const double pages = after(1);
+  const double pieces = after(16);
+  EXPECT_GT(pieces, 0.95);
+  EXPECT_LT(pages, pieces);
+}
+
+// Twice the samples everywhere: twice the rates, the same order.
+TEST(Estimate, Scale) {
+  Drawn once(8);
+  Drawn twice(8);
+  std::mt19937 rng(3);
+  for (int e = 1; e <= 40; ++e) {
+    for (Drawn* d : {&once, &twice}) d->estimate.begin(++d->epoch);
+    for (unsigned g = 0; g < 8; ++g) {
+      __u32 samples[kPages];
+      __u32 doubled[kPages];
+      for (unsigned p = 0; p < kPages; ++p) doubled[p] = 2 * (samples[p] = rng() % 40 == 0 ? 1 + g : 0);
+      once.estimate.add(*once.estimate.find(kSpace, kFirst + g), samples);
+      twice.estimate.add(*twice.estimate.find(kSpace, kFirst + g), doubled);
+    }
+    for (Drawn* d : {&once, &twice}) {
+      d->estimate.end_fold(100000);  // sparse enough for one unit in both
+      d->estimate.pass(800);
+    }
+  }
+  EXPECT_NEAR(twice.estimate.mean_rate() / once.estimate.mean_rate(), 2, 0.02);
+  EXPECT_NEAR(twice.estimate.top_rate() / once.estimate.top_rate(), 2, 0.3);
+}
+
+// Where a granule stands among its siblings does not matter.
+TEST(Estimate, PermutationOfSiblings) {
+  constexpr unsigned kGranules = 16;
+  Drawn straight(kGranules);
+  Drawn turned(kGranules);
+  auto to = [](unsigned g) { return (g * 7 + 3) % kGranules; };
+  std::mt19937 rng(5);
+  for (int e = 1; e <= 1; ++e) {  // one epoch: no rounding by chance
+    for (Drawn* d : {&straight, &turned}) d->estimate.begin(++d->epoch);
+    for (unsigned g = 0; g < kGranules; ++g) {
+      __u32 samples[kPages];
+      for (auto& n : samples) n = rng() % (2 + g) == 0;
+      straight.estimate.add(*straight.estimate.find(kSpace, kFirst + g), samples);
+      turned.estimate.add(*turned.estimate.find(kSpace, kFirst + to(g)), samples);
+    }
+    for (Drawn* d : {&straight, &turned}) {
+      d->estimate.end_fold(1000);
+      d->estimate.pass(1000);
+    }
+  }
+  std::vector<float> a = straight.rates();
+  std::vector<float> b = turned.rates();
+  for (unsigned g = 0; g < kGranules; ++g)
+    for (unsigned p = 0; p < kPages; ++p)
+      ASSERT_NEAR(a[g * kPages + p], b[to(g) * kPages + p], 1e-4F * a[g * kPages + p]);
+}
+
+TEST(Estimate, MeansArePreservedDownTheTree) {
+  Drawn d(16);
+  std::mt19937 rng(8);
+  for (auto& r : d.rate) r = rng() % 5 == 0 ? 0.3 : 0.01;
+  d.epochs(50, 1000);
+  for (unsigned g = 0; g < 16; ++g) {
+    const Estimate::Granule& granule = *d.estimate.find(kSpace, kFirst + g);
+    float rates[kPages];
+    d.estimate.rates(granule, rates);
+    const double sum = std::accumulate(rates, rates + kPages, 0.0);
+    EXPECT_NEAR(sum / kPages, granule.rate[d.estimate.scale()], 1e-3 * sum / kPages);
+  }
+}
+
+TEST(Estimate, ASaturatedPageStaysOnTop) {
+  Drawn d(8);
+  for (auto& r : d.rate) r = 0.01;
+  for (unsigned p = 0; p < 100; ++p) d.rate[p * 37] = 5;  // 16 samples is all that a byte holds
+  d.epochs(200, 100);
+  EXPECT_EQ(d.precision(100), 1.0);
+}
+
+TEST(Estimate, DenseSamplesUseACoarserUnitAndBack) {
+  Drawn d(8);
+  for (auto& r : d.rate) r = 0.5;
+  d.epochs(40, d.rate.size() / 5);
+  EXPECT_EQ(d.estimate.unit(), 4U);
+  EXPECT_NEAR(d.estimate.mean_rate(), 0.5, 0.05);
+  for (auto& r : d.rate) r = 0.005;
+  d.epochs(100, d.rate.size() / 5);
+  EXPECT_EQ(d.estimate.unit(), 16U);
+}
+
+// A hot set that stays: a long memory predicts best. One that moves every few
+// epochs: a short one.
+TEST(Estimate, TheTimeScaleFollowsWhatPredicts) {
+  Drawn still(32);
+  std::mt19937 rng(6);
+  for (auto& r : still.rate) r = rng() % 6 == 0 ? 0.02 : 0.001;
+  still.epochs(200, still.rate.size() / 6);
+  EXPECT_GT(still.estimate.scale(), 0);
+
+  Drawn moving(32);
+  for (int turn = 0; turn < 12; ++turn) {
+    for (auto& r : moving.rate) r = rng() % 6 == 0 ? 0.4 : 0.001;
+    moving.epochs(16, moving.rate.size() / 6);
+  }
+  EXPECT_EQ(moving.estimate.scale(), 0);
+}
+
+TEST(Estimate, NoSamplesNoHeat) {
+  Drawn d(4);
+  d.epochs(10, 100);
+  for (float r : d.rates()) EXPECT_EQ(r, 0);
+}
+
+TEST(Estimate, MemoryIsWithinAThousandthAndFreed) {
+  Estimate estimate;
+  estimate.begin(1);
+  constexpr __u64 kGranules = 4096;  // 8 GiB
+  for (__u64 g = 0; g < kGranules; ++g) Drawn::present(estimate.make(kSpace, kFirst + g));
+  EXPECT_LE(static_cast<double>(estimate.bytes()), 0.001 * static_cast<double>(kGranules * HT_GRANULE_SIZE));
+  EXPECT_GE(estimate.bytes(), kGranules * sizeof(Estimate::Granule));
+
+  // Half by page, granule by granule, the rest with its space.
+  for (__u64 g = 0; g < kGranules / 2; ++g) {
+    estimate.clear(kSpace, kFirst + g, 0, kPages / 2);
+    EXPECT_NE(estimate.find(kSpace, kFirst + g), nullptr);
+    estimate.clear(kSpace, kFirst + g, kPages / 2, kPages);
+    EXPECT_EQ(estimate.find(kSpace, kFirst + g), nullptr);
+  }
+  EXPECT_LE(static_cast<double>(estimate.bytes()), 0.001 * static_cast<double>(kGranules / 2 * HT_GRANULE_SIZE));
+  estimate.drop(kSpace);
+  EXPECT_EQ(estimate.bytes(), 0U);
+}
+
+// A page that comes back to an address starts from nothing.
+TEST(Estimate, ClearedPagesLeaveNoCountBehind) {
+  Drawn d(1);
+  std::fill(d.rate.begin(), d.rate.begin() + 64, 1.0);
+  d.epochs(10, 64);
+  Estimate::Granule& g = *d.estimate.find(kSpace, kFirst);
+  d.estimate.clear(kSpace, kFirst, 0, 64);
+  for (int s = 0; s < Estimate::kScales; ++s) {
+    for (unsigned p = 0; p < 64; ++p) EXPECT_EQ(g.page[s][p], 0);
+    EXPECT_NEAR(g.count[s], 0, 0.35F * 640);
+  }
+  EXPECT_FALSE(g.has(0));
+  EXPECT_TRUE(g.has(64));
+}
+
+// A space that came late is compared by rate: its short history is no low heat.
+TEST(Estimate, ALateSpaceIsJudgedByRate) {
+  Drawn d(8);
+  for (auto& r : d.rate) r = 0.05;
+  d.epochs(100, 1000);
+  constexpr __u64 kLate = 9;
+  std::mt19937 rng(2);
+  for (int e = 0; e < 6; ++e) {
+    d.estimate.begin(++d.epoch);
+    Estimate::Granule& late = d.estimate.make(kLate, kFirst);
+    Drawn::present(late);
+    __u32 samples[kPages];
+    for (auto& n : samples) n = std::poisson_distribution<__u32>(0.2)(rng);
+    d.estimate.add(late, samples);
+    for (unsigned g = 0; g < 8; ++g) {
+      for (auto& n : samples) n = std::poisson_distribution<__u32>(0.05)(rng);
+      d.estimate.add(*d.estimate.find(kSpace, kFirst + g), samples);
+    }
+    d.estimate.end_fold(1000);
+    d.estimate.pass(1000);
+  }
+  const int s = d.estimate.scale();
+  const float late = d.estimate.find(kLate, kFirst)->rate[s];
+  const float early = d.estimate.find(kSpace, kFirst)->rate[s];
+  EXPECT_NEAR(late / early, 4, 1);
+}
+
+}  // namespace
+}  // namespace hypertier
