@@ -34,7 +34,8 @@ SETTING(__u32, slow_extra_ns, 170);
 /* Cost of swapping two pages, in accesses to slow memory; 0: as measured. */
 SETTING(__u32, swap_misses, 0);
 
-static struct heattree_trial trial;
+/* Not static: the compiler would take it apart into pieces whose names the kernel refuses. */
+struct heattree_trial trial;
 
 static inline struct heattree_settings settings(void)
 {

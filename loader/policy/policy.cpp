@@ -360,9 +360,6 @@ Result<> PolicyObject::read_policy_struct() {
                 "set .epoch_ms, or leave it out: 500 ms");
   if ((info_.flags & ~static_cast<std::uint64_t>(HT_POLICY_FLAGS)) != 0)
     return fail("policy " + info_.name + " sets flags that this HyperTier does not know", "see enum hypertier_policy_flags");
-  if ((info_.flags & HT_POLICY_ESTIMATED) != 0)
-    return fail("policy " + info_.name + " wants estimated ranges, which this HyperTier does not have yet",
-                "clear HT_POLICY_ESTIMATED to get adaptive ranges");
   return {};
 }
 
