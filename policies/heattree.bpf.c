@@ -8,7 +8,7 @@
  *
  * - Margin. A page displaces another only if its rate is margin_percent of the
  *   other's or more: near the cut, pages do not change places for ever.
- * - Trial. The pairs that pass the margin are watched for an epoch, as they
+ * - Trial. The pairs that pass the margin are watched for some epochs, as they
  *   stood, whether they were moved or not: samples of the hot side less samples
  *   of the cold side is what the swaps gain. Moves go on while that is, with
  *   some certainty, more than what they cost. So random accesses (nothing is
@@ -25,6 +25,8 @@
 SETTING(__u32, margin_percent, 120);
 /* What an epoch leaves of the trial's memory, 1/10000: half-life of 16 epochs. */
 SETTING(__u32, trial_keep, 9576);
+/* The same of its memory of the last swaps: half-life of 4 epochs. */
+SETTING(__u32, recent_keep, 8409);
 /* Epochs after seating in which moves need no proof. */
 SETTING(__u32, open_epochs, 6);
 /* Epochs in which a swap has to bring in what it cost. */
@@ -42,6 +44,7 @@ static inline struct heattree_settings settings(void)
 	struct heattree_settings s = {
 		.margin_percent = margin_percent,
 		.trial_keep = trial_keep,
+		.recent_keep = recent_keep,
 		.open_epochs = open_epochs,
 		.pay_epochs = pay_epochs,
 		.slow_extra_ns = slow_extra_ns,

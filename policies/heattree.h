@@ -12,6 +12,7 @@
 struct heattree_settings {
 	__u32 margin_percent;
 	__u32 trial_keep;
+	__u32 recent_keep;
 	__u32 open_epochs;
 	__u32 pay_epochs;
 	__u32 slow_extra_ns;
@@ -19,14 +20,19 @@ struct heattree_settings {
 };
 
 #define HEATTREE_DEFAULTS { \
-	.margin_percent = 120, .trial_keep = 9576, .open_epochs = 6, .pay_epochs = 40, \
+	.margin_percent = 120, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
 	.slow_extra_ns = 170, .swap_misses = 0 }
 
 /* What swaps on trial brought, decayed, in 1/256 samples. */
-struct heattree_trial {
+struct heattree_sum {
 	__s64 gained;	/* samples of the hot sides less those of the cold sides */
 	__s64 seen;	/* samples of both: the variance of gained */
 	__s64 swaps;	/* page pairs, each epoch anew */
+};
+
+struct heattree_trial {
+	struct heattree_sum all;
+	struct heattree_sum recent;
 	__u32 epochs;
 	__u32 open;	/* moves pay, or nothing speaks against it yet */
 };
@@ -56,24 +62,43 @@ static inline __s64 heattree_cost(__s64 swaps, const struct tier_scope *scope, c
 	return (__s64)((__u64)swaps * misses / per);
 }
 
-/* Once an epoch: are moves worth their cost? */
+static inline __u64 heattree_kept(__s64 value, __u32 keep)
+{
+	/* negative numbers are not divided: BPF has no signed division everywhere */
+	return value < 0 ? -((__u64)-value * keep / 10000) : (__u64)value * keep / 10000;
+}
+
+static inline void heattree_add(struct heattree_sum *sum, const struct tier_scope *scope, __u32 keep)
+{
+	__u64 hot = scope->trial_hits[HT_TIER_SLOW], cold = scope->trial_hits[HT_TIER_FAST];
+
+	sum->gained = heattree_kept(sum->gained, keep) + ((__s64)hot - (__s64)cold) * 256;
+	sum->seen = heattree_kept(sum->seen, keep) + (__s64)(hot + cold) * 256;
+	sum->swaps = heattree_kept(sum->swaps, keep) + (__s64)scope->trial_pages[HT_TIER_SLOW] * 256;
+}
+
+/* Of gained, in 1/256 samples. */
+static inline __s64 heattree_deviation(const struct heattree_sum *sum)
+{
+	return heattree_sqrt((__u64)sum->seen << 8);
+}
+
+/*
+ * Once an epoch: are moves worth their cost? Yes if, over all that is
+ * remembered, they brought more by half a standard deviation; but no if the
+ * last ones alone brought less, by a whole one.
+ */
 static inline void heattree_judge(struct heattree_trial *t, const struct tier_scope *scope,
 				  const struct heattree_settings *s)
 {
-	__u64 hot = scope->trial_hits[HT_TIER_SLOW], cold = scope->trial_hits[HT_TIER_FAST];
-	__u64 pairs = scope->trial_pages[HT_TIER_SLOW];
+	const struct heattree_sum *all = &t->all, *recent = &t->recent;
 
-	/* negative numbers are not divided: BPF has no signed division everywhere */
-	t->gained = t->gained < 0 ? -(__s64)((__u64)-t->gained * s->trial_keep / 10000) :
-				    (__s64)((__u64)t->gained * s->trial_keep / 10000);
-	t->seen = (__s64)((__u64)t->seen * s->trial_keep / 10000);
-	t->swaps = (__s64)((__u64)t->swaps * s->trial_keep / 10000);
-	t->gained += ((__s64)hot - (__s64)cold) * 256;
-	t->seen += (__s64)(hot + cold) * 256;
-	t->swaps += (__s64)pairs * 256;
+	heattree_add(&t->all, scope, s->trial_keep);
+	heattree_add(&t->recent, scope, s->recent_keep);
 	t->epochs++;
 	t->open = t->epochs <= s->open_epochs ||
-		  t->gained - (__s64)(heattree_sqrt((__u64)t->seen << 8) / 2) > heattree_cost(t->swaps, scope, s) - 256;
+		  (all->gained - heattree_deviation(all) / 2 > heattree_cost(all->swaps, scope, s) - 256 &&
+		   recent->gained + heattree_deviation(recent) > heattree_cost(recent->swaps, scope, s) - 256);
 }
 
 static inline __u32 heattree_heat(const struct tier_range *r)

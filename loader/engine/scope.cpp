@@ -26,6 +26,11 @@ constexpr __u32 kHoldMax = 8;
 // How long free room that could not be had is left alone, epochs.
 constexpr __u64 kWithheldEpochs = 32;
 
+// Pages are on trial for so many epochs, and what the first of them bring does
+// not count: what is hot for one or two (the front of a sweep) is no gain.
+constexpr __u64 kTrialEpochs = 4;
+constexpr __u64 kTrialFirst = 3;
+
 constexpr double kSwapSmoothing = 0.1;
 
 __u64 bound_pages(const tier_range& range, const Residency& residency) {
@@ -168,7 +173,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
     if (input.moves)
       if (auto done = promote(input, report); !done) return done;
     if (!retaken_) break;
-    partition_->clear_trial();  // what the one that left had put on trial
+    end_trial();  // what the one that left had put on trial
   }
   if (input.accounts && report.decision != Decision::kPolicyFailed) {
     if (auto done = keep_bounds(input, report); !done) return done;
@@ -205,13 +210,19 @@ void Scope::describe(const EpochInput& input, __u64 samples, EpochReport& report
   report.scope.processes = static_cast<__u32>(spaces_.processes().size());
   report.scope.cpus = input.cpus;
   report.scope.period = input.period;
-  const Trial trial = partition_->trial();
+  const bool counts = trial_epoch_ && epoch_ >= trial_epoch_ + kTrialFirst;
+  const Trial trial = counts ? partition_->trial() : Trial{};
   report.scope.trial_pages[HT_TIER_FAST] = trial.cold_pages;
   report.scope.trial_pages[HT_TIER_SLOW] = trial.hot_pages;
   report.scope.trial_hits[HT_TIER_FAST] = trial.cold_hits;
   report.scope.trial_hits[HT_TIER_SLOW] = trial.hot_hits;
   report.scope.swap_ns = static_cast<__u64>(swap_ns_);
+  if (epoch_ >= trial_epoch_ + kTrialEpochs) end_trial();
+}
+
+void Scope::end_trial() {
   partition_->clear_trial();
+  trial_epoch_ = 0;
 }
 
 // Walks what may have changed since it was walked, so that the scope knows all
@@ -736,9 +747,9 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   }
 
   // What moves, and what the policy would move if moves paid, is on trial: both
-  // sides are watched for an epoch as they stand now.
+  // sides are watched as they stand now.
   __u64 tried = 0;
-  for (std::size_t i = 0; i < plan.size() && tried < budget_pages_; ++i) {
+  for (std::size_t i = 0; !trial_epoch_ && i < plan.size() && tried < budget_pages_; ++i) {
     const PlanEntry& entry = plan[i];
     const tier_pair& pair = pairs[group_of[i]];
     if (!pair.admitted && pair.hot.action != TIER_TRY) continue;
@@ -746,6 +757,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
     if (entry.cold) partition_->try_pages(ranges_[entry.cold_range].space, entry.cold, HT_TIER_FAST);
     tried += entry.hot_pages();
   }
+  if (tried) trial_epoch_ = epoch_;
 
   std::unordered_map<__u32, bool> taken;  // by hot range: is any of it admitted?
   for (std::size_t i = 0; i < plan.size(); ++i) taken[plan[i].hot_range] |= pairs[group_of[i]].admitted != 0;

@@ -85,6 +85,7 @@ class Scope {
                     const std::function<void(std::size_t, std::size_t)>& get, EpochReport& report);
   bool restless(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report);
   bool expelled(const EpochInput& input, const Verdict& verdict, ht_run& run);
+  void end_trial();
   void remember(__u32 range, ht_page_t page, ht_tier to, EpochReport& report);
   void cool();
   void note(EpochReport& report);
@@ -128,6 +129,7 @@ class Scope {
   RateLimit rate_;
   MoveHistory moves_;
   Conduct conduct_;
+  __u64 trial_epoch_ = 0;  // in which the pages on trial were put there; 0: none are
   __u64 seated_epoch_ = 0;  // first of the policy that answers
   // Free pages of the fast tier that the kernel would not give out when asked,
   // because of its watermarks, and when to ask again.

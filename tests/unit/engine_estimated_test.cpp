@@ -77,10 +77,7 @@ TEST_P(ScatteredTest, HotPiecesComeToTheFastTierAndStay) {
 
 INSTANTIATE_TEST_SUITE_P(Pieces, ScatteredTest,
                          testing::Values(std::tuple{512ULL, 0.05, 40}, std::tuple{16ULL, 0.05, 50},
-                                         std::tuple{1ULL, 0.2, 40}));
-// Open: it gets there, but 65 to 85 epochs after the start 0.65 % of the tier are
-// still moved in an epoch. The trial remembers the first moves, which paid.
-INSTANTIATE_TEST_SUITE_P(DISABLED_Dense, ScatteredTest, testing::Values(std::tuple{16ULL, 0.2, 25}));
+                                         std::tuple{1ULL, 0.2, 40}, std::tuple{16ULL, 0.2, 25}));
 
 TEST(Estimated, RangesAreDisjointAndWithinTheirMapping) {
   Scattered s(2, 1, 0.2);
@@ -236,12 +233,15 @@ TEST(Estimated, ADryRunTriesAndMovesNothing) {
   auto in = s.machine.input();
   in.dry_run = true;
   EpochReport report;
-  for (int e = 0; e < 3; ++e) {
+  __u64 dry = 0;
+  __u64 tried = 0;
+  for (int e = 0; e < 5; ++e) {
     report = s.epoch(in);
     EXPECT_EQ(report.moved.nr, 0U);
-    EXPECT_GT(report.dry_run_pages, 0U);
+    dry += report.dry_run_pages;
+    tried += report.scope.trial_pages[HT_TIER_SLOW];
   }
-  EXPECT_GT(report.scope.trial_pages[HT_TIER_SLOW], 0U);
+  EXPECT_GT(tried, 0U);
   EXPECT_EQ(s.hot_in_fast(), before);
   EXPECT_EQ(report.scope.tier_pages[HT_TIER_FAST], s.machine.used(HT_TIER_FAST));
 }
@@ -260,7 +260,9 @@ TEST(Estimated, PairsOfSinglePagesAreAllAskedAbout) {
   asked = 0;
   EXPECT_GT(s.next().refused_pages, 0U);
   EXPECT_GT(asked, 2U * HT_CALL_PAIRS);
-  EXPECT_GT(s.next().scope.trial_pages[HT_TIER_SLOW], 0U);
+  __u64 tried = 0;
+  for (int e = 0; e < 4; ++e) tried += s.next().scope.trial_pages[HT_TIER_SLOW];
+  EXPECT_GT(tried, 0U);
 }
 
 // A policy that leaves after admit, in the middle of an epoch: its successor is
@@ -276,6 +278,7 @@ TEST(Estimated, WhatAPolicyThatLeftTriedIsForgotten) {
   s.policy.admit = [](tier_range&, const tier_range&) { return true; };
   bool left = false;
   EpochReport report;
+  __u64 tried = 0;
   for (int e = 0; e < 64 && !left; ++e) {
     auto in = s.machine.input();
     in.policy_failed = [&](const ht_run& run) {
@@ -287,11 +290,12 @@ TEST(Estimated, WhatAPolicyThatLeftTriedIsForgotten) {
       return true;
     };
     report = s.epoch(in);
+    tried += report.scope.trial_pages[HT_TIER_SLOW];
   }
   ASSERT_TRUE(left);
   EXPECT_EQ(report.moved.nr, 0U);
-  EXPECT_GT(report.scope.trial_pages[HT_TIER_SLOW], 0U);  // of the epoch before
-  EXPECT_EQ(s.next().scope.trial_pages[HT_TIER_SLOW], 0U);
+  EXPECT_GT(tried, 0U);
+  for (int e = 0; e < 5; ++e) EXPECT_EQ(s.next().scope.trial_pages[HT_TIER_SLOW], 0U);
 }
 
 // A process that is gone before its second epoch is never walked.
@@ -329,6 +333,26 @@ TEST(Heattree, MovesGoOnWhileTheyPay) {
   // 1000 swaps cost 50 accesses each, in 64 x 40 a sample: 19.5 samples an epoch
   EXPECT_FALSE(after(35, 20, 200));
   EXPECT_TRUE(after(45, 20, 200));
+}
+
+// What was gained long ago does not pay for swaps that gain nothing now.
+TEST(Heattree, TheLastSwapsMustPayToo) {
+  heattree_settings settings = HEATTREE_DEFAULTS;
+  heattree_trial trial{};
+  tier_scope scope{};
+  scope.period = 64;
+  scope.swap_ns = 8500;
+  scope.trial_pages[HT_TIER_SLOW] = 1000;
+  scope.trial_hits[HT_TIER_SLOW] = 400;
+  for (int e = 0; e < 12; ++e) heattree_judge(&trial, &scope, &settings);
+  EXPECT_TRUE(trial.open);
+  scope.trial_hits[HT_TIER_SLOW] = scope.trial_hits[HT_TIER_FAST] = 3;
+  for (int e = 0; e < 24; ++e) heattree_judge(&trial, &scope, &settings);
+  EXPECT_FALSE(trial.open);
+  // and what begins to pay is not held up by what did not
+  scope.trial_hits[HT_TIER_SLOW] = 400;
+  for (int e = 0; e < 2; ++e) heattree_judge(&trial, &scope, &settings);
+  EXPECT_TRUE(trial.open);
 }
 
 TEST(Heattree, TheMarginKeepsEqualsApart) {
