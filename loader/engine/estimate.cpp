@@ -71,6 +71,21 @@ unsigned Estimate::Granule::present_pages() const {
   return n;
 }
 
+double Estimate::Granule::counted(int scale, unsigned first, unsigned last, double unit) const {
+  if (first == 0 && last == kPages) return count[scale];
+  __u32 units = 0;
+  __u32 quarters = 0;
+  for (unsigned p = first; p < last;) {
+    if (p % kPiecePages == 0 && p + kPiecePages <= last) {
+      quarters += piece[scale][p / kPiecePages];
+      p += kPiecePages;
+    } else {
+      units += page[scale][p++];
+    }
+  }
+  return units / unit + quarters / static_cast<double>(kPieceUnit);
+}
+
 // ------------------------------------------------------------------ storage
 
 Estimate::Granule* Estimate::find(__u64 space, __u64 granule) {
@@ -247,9 +262,9 @@ void Estimate::set_unit(__u32 unit) {
 
 // ------------------------------------------------------------------ counting
 
-void Estimate::add(Granule& g, const __u32 samples[kPages]) {
+void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
   __u32 total = 0;
-  for (unsigned p = 0; p < kPages; ++p) total += samples[p];
+  for (const PageSamples& s : sampled) total += s.samples;
   if (!total) return;
 
   // Before they are counted: would each scale have had these pages on top?
@@ -267,11 +282,8 @@ void Estimate::add(Granule& g, const __u32 samples[kPages]) {
       float rate[kPieces];
       pieces(g, s, rate);
       const Age& age = at(s, g.birth);
-      for (unsigned i = 0; i < kPieces; ++i) {
-        const __u32* in = samples + i * kPiecePages;
-        bool any = false;
-        for (unsigned p = 0; p < kPiecePages; ++p) any |= in[p] != 0;
-        if (!any) continue;
+      for (auto at_page = sampled.begin(); at_page != sampled.end();) {
+        const unsigned i = at_page->page / kPiecePages;
         const __u8* page = g.page[s] + i * kPiecePages;
         const __u32 mask = g.piece_mask(i);
         const float f = age.noise / static_cast<float>(unit_);
@@ -280,21 +292,21 @@ void Estimate::add(Granule& g, const __u32 samples[kPages]) {
         unsigned n = 0;
         for (unsigned p = 0; p < kPiecePages; ++p)
           if (mask >> p & 1) sum += k + f * static_cast<float>(page[p]), ++n;
-        for (unsigned p = 0; p < kPiecePages; ++p)
-          if (in[p] && sum > 0)
-            hit(rate[i] * static_cast<float>(n) * (k + f * static_cast<float>(page[p])) / sum, in[p]);
+        for (; at_page != sampled.end() && at_page->page / kPiecePages == i; ++at_page)
+          if (sum > 0)
+            hit(rate[i] * static_cast<float>(n) * (k + f * static_cast<float>(page[at_page->page % kPiecePages])) / sum,
+                at_page->samples);
       }
     }
   }
 
-  for (unsigned p = 0; p < kPages; ++p) {
-    if (!samples[p]) continue;
+  for (auto [p, n] : sampled) {
     if (!g.has(p))
       for (auto& tier : g.in_tier) tier[p / 64] |= 1ULL << (p % 64);
     for (int s = 0; s < kScales; ++s) {
-      g.page[s][p] = static_cast<__u8>(std::min<__u64>(255, g.page[s][p] + __u64{samples[p]} * unit_));
+      g.page[s][p] = static_cast<__u8>(std::min<__u64>(255, g.page[s][p] + __u64{n} * unit_));
       __u16& piece = g.piece[s][p / kPiecePages];
-      piece = static_cast<__u16>(std::min<__u64>(0xffff, piece + __u64{samples[p]} * kPieceUnit));
+      piece = static_cast<__u16>(std::min<__u64>(0xffff, piece + __u64{n} * kPieceUnit));
     }
   }
   for (float& count : g.count) count += static_cast<float>(total);

@@ -65,6 +65,8 @@ class Estimate {
 
     __u64 present(unsigned word) const { return in_tier[0][word] | in_tier[1][word]; }
     unsigned present_pages() const;
+    // Samples of pages [first, last) as of now; one unit is 1 / unit().
+    double counted(int scale, unsigned first, unsigned last, double unit) const;
     unsigned piece_mask(unsigned p) const { return present(p / 4) >> (p % 4 * 16) & 0xffff; }
     bool has(unsigned p) const { return present(p / 64) >> (p % 64) & 1; }
   };
@@ -85,9 +87,14 @@ class Estimate {
   // The first granule from this one on of which something is kept; HT_UNKNOWN64: none.
   __u64 next(__u64 space, __u64 granule) const;
 
-  // Counts samples by page; predicts them first, which is what chooses the
-  // time scale. Pages that were not known to be present are from now on.
-  void add(Granule& granule, const __u32 pages[kPages]);
+  // Counts the samples of one granule's pages, in the order of pages; predicts
+  // them first, which is what chooses the time scale. Pages that were not known
+  // to be present are from now on.
+  struct PageSamples {
+    __u32 page = 0;  // in the granule
+    __u32 samples = 0;
+  };
+  void add(Granule& granule, std::span<const PageSamples> sampled);
   void end_fold(__u64 top_pages);
 
   // The pass: rates of everything, for a top set of so many pages.

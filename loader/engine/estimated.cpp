@@ -5,6 +5,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 namespace hypertier {
@@ -27,8 +28,16 @@ __u32 saturated(double value) {
   return value <= 0 ? 0 : value >= 4294967294.0 ? HT_UNKNOWN32 - 1 : static_cast<__u32>(value);
 }
 
-__u32 page_count(const __u32* words, unsigned page) {
-  return page & 1 ? words[page / 2] >> 16 : words[page / 2] & 0xffff;
+// Calls f(page, samples) for each page that has any. Nearly all have none: four
+// are passed over at a time.
+template <class F>
+void each_sampled(const ht_granule& granule, F&& f) {
+  for (unsigned w = 0; w < std::size(granule.pages); w += 2) {
+    __u64 four;
+    std::memcpy(&four, &granule.pages[w], sizeof(four));
+    for (unsigned p = 2 * w; four; ++p, four >>= 16)
+      if (auto n = static_cast<__u32>(four & 0xffff)) f(p, n);
+  }
 }
 
 // Bits of one granule's words that lie in pages [first, last).
@@ -64,13 +73,11 @@ const EstimatedPartition::Mapping* EstimatedPartition::mapping_of(__u64 space, _
 
 void EstimatedPartition::fold(const ht_granule& granule, const Stray& stray) {
   const __u64 start = granule.granule << HT_GRANULE_SHIFT;
-  std::array<__u32, HT_GRANULE_PAGES> pages;
   const Mapping* mapping = nullptr;
   __u32 samples = 0;
   __u32 stores_done = 0;
-  for (unsigned p = 0; p < HT_GRANULE_PAGES; ++p) {
-    __u32 n = pages[p] = page_count(granule.pages, p);
-    if (!n) continue;
+  counted_.clear();
+  each_sampled(granule, [&](unsigned p, __u32 n) {
     const __u64 address = start + (__u64{p} << HT_PAGE_SHIFT);
     if (!mapping || address < mapping->start || address >= mapping->end) mapping = mapping_of(granule.space, address);
     samples += n;
@@ -78,24 +85,22 @@ void EstimatedPartition::fold(const ht_granule& granule, const Stray& stray) {
         granule.samples ? std::min<__u64>(granule.stores, __u64{granule.stores} * samples / granule.samples) : 0);
     if (mapping) {
       sampled_.push_back({granule.space, address, n, stores_until - stores_done});
+      counted_.push_back({p, n});
     } else {
-      pages[p] = 0;
       stray(address, n);
     }
     stores_done = stores_until;
-  }
-  if (std::all_of(pages.begin(), pages.end(), [](__u32 n) { return n == 0; })) return;
+  });
+  if (counted_.empty()) return;
   Estimate::Granule& g = estimate_.make(granule.space, granule.granule);
-  for (int side = 0; side < HT_TIERS; ++side)
-    for (unsigned w = 0; w < HT_GRANULE_PAGES / 64; ++w)
-      for (__u64 bits = g.tried[side][w]; bits; bits &= bits - 1)
-        (side == HT_TIER_SLOW ? trial_.hot_hits : trial_.cold_hits) += pages[w * 64 + std::countr_zero(bits)];
-  for (unsigned p = 0; p < HT_GRANULE_PAGES; ++p)
-    if (pages[p] && !g.has(p)) {
-      look_again(granule.space, granule.granule);
-      break;
-    }
-  estimate_.add(g, pages.data());
+  bool missed = false;
+  for (auto [p, n] : counted_) {
+    if (g.tried[HT_TIER_SLOW][p / 64] >> (p % 64) & 1) trial_.hot_hits += n;
+    if (g.tried[HT_TIER_FAST][p / 64] >> (p % 64) & 1) trial_.cold_hits += n;
+    missed |= !g.has(p);
+  }
+  if (missed) look_again(granule.space, granule.granule);
+  estimate_.add(g, counted_);
 }
 
 __u64 EstimatedPartition::close(__u64 fast_pages) {
@@ -403,6 +408,24 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
             continue;
           }
         }
+        // What is all alike to the policy is put as one.
+        if (unit == 1 && from % Estimate::kPiecePages == 0 && g.piece_mask(from / Estimate::kPiecePages) == 0xffff &&
+            address + (__u64{Estimate::kPiecePages} << HT_PAGE_SHIFT) <= mapping->end) {
+          const float* piece = rate + from;
+          auto [least, most] = std::minmax_element(piece, piece + Estimate::kPiecePages);
+          if (*least == *most || *most <= floor || *least >= ceiling) {
+            double s = 0;
+            double q = 0;
+            for (unsigned i = 0; i < Estimate::kPiecePages; ++i) {
+              s += piece[i];
+              q += static_cast<double>(piece[i]) * piece[i];
+            }
+            put(address, Estimate::kPiecePages, static_cast<float>(s / Estimate::kPiecePages), s, q,
+                granule * HT_GRANULE_PAGES + from);
+            p = from + Estimate::kPiecePages;
+            break;
+          }
+        }
         const unsigned stop =
             static_cast<unsigned>(std::min<__u64>(end, (std::min(mapping->end - base, __u64{HT_GRANULE_SIZE})) >> HT_PAGE_SHIFT));
         unsigned n = 0;
@@ -417,7 +440,7 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
         if (n) put(address, n, static_cast<float>(s / n), s, q, granule * HT_GRANULE_PAGES + p / std::max(1U, unit));
         from = stop;
       }
-      p = end;
+      p = std::max(p, end);
     }
   });
   if (mapping && fits) close(mapping->end);
@@ -504,12 +527,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
         for (int t = 0; t < HT_TIERS; ++t) tiers[t] += std::popcount(g->in_tier[t][w] & differ);
       });
       if (g->huge) residency.huge_pages += to - from;
-      for (int s = 0; s < Estimate::kScales; ++s) {
-        if (from == 0 && to == HT_GRANULE_PAGES)
-          count[s] += static_cast<double>(g->count[s]);
-        else
-          for (unsigned p = from; p < to; ++p) count[s] += g->page[s][p] / unit;
-      }
+      for (int s = 0; s < Estimate::kScales; ++s) count[s] += g->counted(s, from, to, unit);
     }
     for (int t = 0; t < HT_TIERS; ++t) o.tier_pages[t] = residency.tier_pages[t] = tiers[t];
     residency.walked_epoch = epoch_;

@@ -98,6 +98,7 @@ class EstimatedPartition final : public Partition {
   std::size_t grain_ = 0;
   std::vector<Residency> residencies_;
   std::vector<Sampled> sampled_;
+  std::vector<Estimate::PageSamples> counted_;  // of the granule that is being folded
   // Walks: what is new goes first, then round and round.
   std::vector<Fresh> fresh_;
   __u64 turn_space_ = 0;

@@ -66,6 +66,9 @@ std::string decision_text(const EpochReport& report) {
   if (report.reversed_pages != 0) more += "; " + n(report.reversed_pages) + " were moved back";
   if (report.cooling_ranges != 0) more += "; " + n(report.cooling_ranges) + " hot ranges are left alone: moved to and fro lately";
   if (report.over_pages != 0) more += "; " + n(report.over_pages) + " pages were beyond the budget";
+  if (report.scope.trial_pages[HT_TIER_SLOW] != 0)
+    more += "; " + n(report.scope.trial_pages[HT_TIER_SLOW]) + " pages on trial had " + n(report.scope.trial_hits[HT_TIER_SLOW]) +
+            " samples, those they displace " + n(report.scope.trial_hits[HT_TIER_FAST]);
   switch (report.decision) {
     case Decision::kMoved:
     case Decision::kOverBudget:
@@ -78,7 +81,7 @@ std::string decision_text(const EpochReport& report) {
     case Decision::kNoHeat: return "no range has heat" + more;
     case Decision::kAllHotFast: return "all that is hot is in fast memory" + more;
     case Decision::kNothingColder: return "hot pages are in slow memory, but nothing colder is in fast memory, and there is no room" + more;
-    case Decision::kAllRefused: return "the policy's admit refuses every pair" + more;
+    case Decision::kAllRefused: return "the policy's admit refuses every pair (" + n(report.refused_pages) + " pages)" + more;
     case Decision::kRateLimited: return "a plan was made, but the rate allows no page of it now" + more;
     case Decision::kCooling: return "nothing is moved" + more;
   }

@@ -379,6 +379,9 @@ void Tiering::log(const Scope& scope, const PolicySeat& seat, const EpochReport&
   detail["planned_pages"] = report.dry_run_pages ? report.dry_run_pages : report.planned_pages;
   detail["reversed_pages"] = report.reversed_pages;
   detail["rate_limited_pages"] = report.rate_limited_pages;
+  detail["trial_pages"] = {report.scope.trial_pages[HT_TIER_SLOW], report.scope.trial_pages[HT_TIER_FAST]};
+  detail["trial_hits"] = {report.scope.trial_hits[HT_TIER_SLOW], report.scope.trial_hits[HT_TIER_FAST]};
+  detail["swap_ns"] = report.scope.swap_ns;
   detail["ranges"] = report.moved_ranges;
   events_->add(std::move(record));
 }

@@ -17,6 +17,13 @@ constexpr __u64 kFirst = 0x7f0000000000 >> HT_GRANULE_SHIFT;  // a region's firs
 constexpr unsigned kPages = Estimate::kPages;
 
 // Memory of so many granules, all of it present, and rates that it is drawn from.
+void count(Estimate& estimate, Estimate::Granule& granule, const __u32 (&samples)[kPages]) {
+  std::vector<Estimate::PageSamples> sampled;
+  for (__u32 p = 0; p < kPages; ++p)
+    if (samples[p]) sampled.push_back({p, samples[p]});
+  estimate.add(granule, sampled);
+}
+
 struct Drawn {
   explicit Drawn(unsigned granules, unsigned seed = 1) : rate(granules * kPages, 0), rng(seed) {
     estimate.begin(1);
@@ -34,7 +41,7 @@ struct Drawn {
           const double mean = rate[g * kPages + p];
           samples[p] = mean > 0 ? std::poisson_distribution<__u32>(mean)(rng) : 0;
         }
-        estimate.add(*estimate.find(kSpace, kFirst + g), samples);
+        count(estimate, *estimate.find(kSpace, kFirst + g), samples);
       }
       estimate.end_fold(top);
       estimate.pass(top);
@@ -161,8 +168,8 @@ TEST(Estimate, Scale) {
       __u32 samples[kPages];
       __u32 doubled[kPages];
       for (unsigned p = 0; p < kPages; ++p) doubled[p] = 2 * (samples[p] = rng() % 40 == 0 ? 1 + g : 0);
-      once.estimate.add(*once.estimate.find(kSpace, kFirst + g), samples);
-      twice.estimate.add(*twice.estimate.find(kSpace, kFirst + g), doubled);
+      count(once.estimate, *once.estimate.find(kSpace, kFirst + g), samples);
+      count(twice.estimate, *twice.estimate.find(kSpace, kFirst + g), doubled);
     }
     for (Drawn* d : {&once, &twice}) {
       d->estimate.end_fold(100000);  // sparse enough for one unit in both
@@ -185,8 +192,8 @@ TEST(Estimate, PermutationOfSiblings) {
     for (unsigned g = 0; g < kGranules; ++g) {
       __u32 samples[kPages];
       for (auto& n : samples) n = rng() % (2 + g) == 0;
-      straight.estimate.add(*straight.estimate.find(kSpace, kFirst + g), samples);
-      turned.estimate.add(*turned.estimate.find(kSpace, kFirst + to(g)), samples);
+      count(straight.estimate, *straight.estimate.find(kSpace, kFirst + g), samples);
+      count(turned.estimate, *turned.estimate.find(kSpace, kFirst + to(g)), samples);
     }
     for (Drawn* d : {&straight, &turned}) {
       d->estimate.end_fold(1000);
@@ -304,10 +311,10 @@ TEST(Estimate, ALateSpaceIsJudgedByRate) {
     Drawn::present(late);
     __u32 samples[kPages];
     for (auto& n : samples) n = std::poisson_distribution<__u32>(0.2)(rng);
-    d.estimate.add(late, samples);
+    count(d.estimate, late, samples);
     for (unsigned g = 0; g < 8; ++g) {
       for (auto& n : samples) n = std::poisson_distribution<__u32>(0.05)(rng);
-      d.estimate.add(*d.estimate.find(kSpace, kFirst + g), samples);
+      count(d.estimate, *d.estimate.find(kSpace, kFirst + g), samples);
     }
     d.estimate.end_fold(1000);
     d.estimate.pass(1000);
