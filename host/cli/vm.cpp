@@ -29,6 +29,8 @@ struct Arguments {
   bool has_guarantee[2] = {false, false};
   std::string output = "vm-report.svg";
   std::string directory = "/run/hypertier/vm";
+  bool virtio_mem = false;
+  uint64_t boot = 512ULL << 20;
 };
 
 int report_error(const Error& error, bool json) {
@@ -294,34 +296,54 @@ int qemu_args(const Arguments& a, bool json) {
   const std::string base = a.directory + "/" + a.name;
   if (base.find_first_of(", \t\n'\"") != std::string::npos)
     return report_error({"names and directories with spaces, quotes or commas are not supported here", "Choose a plain name.", 0}, json);
+  // A guest plugs whole memory blocks.
+  constexpr uint64_t kBlock = 128ULL << 20;
+  if (a.virtio_mem && (a.boot >= a.fast || a.boot >= a.slow || (a.fast - a.boot) % kBlock || (a.slow - a.boot) % kBlock))
+    return report_error({"with --boot " + size(a.boot) + " the tiers cannot be divided: what is plugged is a multiple of 128 MiB",
+                         "Give sizes that are larger than --boot by multiples of 128 MiB.", 0}, json);
   const auto mib = [](uint64_t bytes) { return std::to_string(bytes >> 20) + "M"; };
-  const std::vector<std::string> arguments{
+  const auto file = [&](const std::string& tier, const std::string& name, uint64_t bytes) {
+    return "memory-backend-file,id=" + tier + (name == "memory" ? "" : "-" + name) + ",mem-path=" + base + "/" + tier + "/" + name + ",size=" + mib(bytes) + ",share=on,align=2M";
+  };
+  std::vector<std::string> arguments{
       "-name", a.name,
-      "-m", mib(a.fast + a.slow),
-      "-object", "memory-backend-file,id=fast,mem-path=" + base + "/fast/memory,size=" + mib(a.fast) + ",share=on,align=2M",
-      "-object", "memory-backend-file,id=slow,mem-path=" + base + "/slow/memory,size=" + mib(a.slow) + ",share=on,align=2M",
+      "-m", a.virtio_mem ? mib(2 * a.boot) + ",maxmem=" + mib(a.fast + a.slow) : mib(a.fast + a.slow),
+      "-object", file("fast", "memory", a.virtio_mem ? a.boot : a.fast),
+      "-object", file("slow", "memory", a.virtio_mem ? a.boot : a.slow),
       "-numa", "node,nodeid=0,cpus=0-1,memdev=fast",
       "-numa", "node,nodeid=1,memdev=slow",
       "-numa", "dist,src=0,dst=1,val=20",
       "-smp", "2",
-      "-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on",
-      "-qmp", "unix:" + base + "/qmp,server=on,wait=off",
-      "-device", "virtio-serial-pci",
-      "-chardev", "socket,id=flex,path=" + base + "/agent,server=on,wait=off",
-      "-device", std::string("virtserialport,chardev=flex,name=") + HF_AGENT_PORT};
+      "-qmp", "unix:" + base + "/qmp,server=on,wait=off"};
+  std::vector<std::string> more;
+  if (a.virtio_mem)
+    more = {"-object", file("fast", "plug", a.fast - a.boot),
+            "-object", file("slow", "plug", a.slow - a.boot),
+            "-device", "virtio-mem-pci,id=vmem-fast,memdev=fast-plug,node=0,requested-size=" + mib(a.fast - a.boot),
+            "-device", "virtio-mem-pci,id=vmem-slow,memdev=slow-plug,node=1,requested-size=" + mib(a.slow - a.boot)};
+  else
+    more = {"-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on",
+            "-device", "virtio-serial-pci",
+            "-chardev", "socket,id=flex,path=" + base + "/agent,server=on,wait=off",
+            "-device", std::string("virtserialport,chardev=flex,name=") + HF_AGENT_PORT};
+  arguments.insert(arguments.end(), more.begin(), more.end());
   const std::vector<std::string> before{
       "mkdir -p " + base + "/fast " + base + "/slow",
       "mount -t tmpfs -o size=" + mib(a.fast) + ",mpol=bind:HOST_FAST_NODE tmpfs " + base + "/fast",
       "mount -t tmpfs -o size=" + mib(a.slow) + ",mpol=bind:HOST_SLOW_NODE tmpfs " + base + "/slow"};
+  // So that what is plugged can be unplugged.
+  const std::string kernel = "memhp_default_state=online_movable";
   if (json) {
     Json out;
     out["schema"] = kSchema;
     out["arguments"] = arguments;
+    out["guest_kernel_arguments"] = a.virtio_mem ? Json::array({kernel}) : Json::array();
     out["commands_before"] = before;
     return puts(out.dump(2).c_str()), 0;
   }
   puts("# Before the VM starts (replace HOST_*_NODE by the host's nodes; leave mpol out to try it on one node):");
   for (const auto& b : before) puts(b.c_str());
+  if (a.virtio_mem) printf("# In the guest, on its kernel's command line:\n# %s\n", kernel.c_str());
   puts("# Options of QEMU:");
   for (size_t i = 0; i < arguments.size(); i += 2) printf("%s %s%s\n", arguments[i].c_str(), arguments[i + 1].c_str(), i + 2 < arguments.size() ? " \\" : "");
   return 0;
@@ -377,6 +399,9 @@ void add_vm_commands(CLI::App& app, const bool& json, std::function<int()>& run)
   sub->add_option("name", a->name, "name of the VM")->required();
   sub->add_option("--fast", a->fast, "most it may have of the fast tier")->transform(bytes)->type_name("SIZE")->required();
   sub->add_option("--slow", a->slow, "most it may have of the slow tier")->transform(bytes)->type_name("SIZE")->required();
+  sub->add_flag("--virtio-mem", a->virtio_mem, "plug and unplug instead of balloons: for guests without hyperflex.ko");
+  sub->add_option("--boot", a->boot, "with --virtio-mem: memory of each tier that is there from boot and stays")
+      ->transform(bytes)->type_name("SIZE")->default_str("512M");
   sub->add_option("--directory", a->directory, "where its tmpfs mounts go")->capture_default_str();
 }
 
