@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cli/vm.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <ctime>
 #include <fstream>
@@ -222,52 +223,93 @@ std::string escaped(const std::string& raw) {
   return text;
 }
 
-// One panel a VM: resident memory of both tiers as areas, targets as dashed lines.
+// One panel a VM, a row a tier: resident memory as an area, the target as a dashed
+// line of steps, and what was out of the ordinary as marks.
 std::string svg_of(const Json& history) {
-  constexpr int kWidth = 900, kPanel = 170, kLeft = 90, kTop = 24, kHeight = 120;
+  constexpr int kWidth = 900, kLeft = 110, kRight = 24, kRow = 56, kGap = 10, kTitle = 20, kBetween = 18, kTop = 40, kAxis = 34;
+  constexpr int kPanel = kTitle + HT_TIERS * (kRow + kGap) + kBetween;
+  constexpr double kPlot = kWidth - kLeft - kRight;
+  constexpr const char* kColors[HT_TIERS] = {"#c8102e", "#1f5fa8"};
   const auto& vms = history["vms"];
   int64_t first = INT64_MAX, last = 0;
   for (const auto& [name, points] : vms.items())
     for (const auto& p : points) first = std::min(first, p[0].get<int64_t>()), last = std::max(last, p[0].get<int64_t>());
-  const double span = std::max<double>(1, static_cast<double>(last - first));
-  char line[256];
+  const double span_s = std::max<double>(1, static_cast<double>(last - first) / 1000);
+  const auto x = [&](const Json& time_ms) { return kLeft + static_cast<double>(time_ms.get<int64_t>() - first) / 1000 / span_s * kPlot; };
   std::string svg;
-  snprintf(line, sizeof line, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%zu\" font-family=\"sans-serif\" font-size=\"11\">\n",
-           kWidth, vms.size() * kPanel + 30);
-  svg += line;
+  const auto add = [&svg]<class... T>(const char* format, T... values) {
+    char line[512];
+    snprintf(line, sizeof line, format, values...);
+    svg += line;
+  };
+  const int bottom = kTop + static_cast<int>(vms.size()) * kPanel;
+  add("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" font-family=\"sans-serif\" font-size=\"11\">\n", kWidth, bottom + kAxis);
   svg += "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n";
+  add("<rect x=\"%d\" y=\"12\" width=\"14\" height=\"10\" fill=\"#bbb\"/><text x=\"%d\" y=\"21\">measured</text>"
+      "<path d=\"M%d,17h24\" stroke=\"#333\" stroke-dasharray=\"4 3\"/><text x=\"%d\" y=\"21\">target</text>"
+      "<path d=\"M%d,13l4,8h-8z\" fill=\"#e08000\"/><text x=\"%d\" y=\"21\">what tierctl vm events tells</text>\n",
+      kLeft, kLeft + 20, kLeft + 90, kLeft + 120, kLeft + 180, kLeft + 190);
+  // About eight ticks of a round number of seconds.
+  int step = 1;
+  for (const int s : {1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400})
+    if (step = s; span_s / s <= 9) break;
+  for (int s = 0; s <= span_s; s += step) {
+    const double at = kLeft + s / span_s * kPlot;
+    add("<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"#e4e4e4\"/><text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%d s</text>\n", at, kTop, at,
+        bottom, at, bottom + 16, s);
+  }
   int top = kTop;
   for (const auto& [name, points] : vms.items()) {
-    double most = 1;
-    for (const auto& p : points)
-      for (int c = 1; c < 5; c++)
-        if (p[static_cast<size_t>(c)].is_number()) most = std::max(most, p[static_cast<size_t>(c)].get<double>());
-    auto x = [&](const Json& p) { return kLeft + (static_cast<double>(p[0].get<int64_t>() - first)) / span * (kWidth - kLeft - 20); };
-    auto y = [&](double bytes) { return top + kHeight - bytes / most * (kHeight - 10); };
-    svg += "<text x=\"8\" y=\"" + std::to_string(top + 4) + "\" font-weight=\"bold\">" + escaped(name) + "</text>\n";
-    snprintf(line, sizeof line, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%.0f MiB</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">0</text>\n", kLeft - 6,
-             top + 20, most / (1 << 20), kLeft - 6, top + kHeight);
-    svg += line;
+    svg += "<text x=\"8\" y=\"" + std::to_string(top + 13) + "\" font-weight=\"bold\">" + escaped(name) + "</text>\n";
     for (int t = 0; t < HT_TIERS; t++) {
-      const char* color = t == HT_TIER_FAST ? "#c8102e" : "#1f5fa8";
-      for (const bool target : {false, true}) {
-        std::string path;
-        for (const auto& p : points) {
-          const auto& value = p[static_cast<size_t>(1 + t * 2 + target)];
-          if (!value.is_number()) continue;
-          snprintf(line, sizeof line, "%s%.1f,%.1f ", path.empty() ? "" : "L", x(p), y(value.get<double>()));
-          path += line;
+      const auto measured = static_cast<size_t>(1 + 2 * t), target = measured + 1;
+      const int row = top + kTitle + t * (kRow + kGap), base = row + kRow;
+      double most = 1;
+      for (const auto& p : points)
+        for (const size_t column : {measured, target})
+          if (p[column].is_number()) most = std::max(most, p[column].get<double>());
+      const auto y = [&](const Json& bytes) { return base - bytes.get<double>() / most * kRow; };
+      const char* color = kColors[t];
+      add("<text x=\"8\" y=\"%d\" fill=\"%s\">%s</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">0</text>\n",
+          row + kRow / 2 + 4, color, t == HT_TIER_FAST ? "fast tier" : "slow tier", kLeft - 6, row + 9, size(most).c_str(), kLeft - 6, base);
+      add("<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#999\"/>\n", kLeft, base, kWidth - kRight, base);
+      std::string area, steps;
+      char line[96];
+      double before = 0;
+      for (const auto& p : points) {
+        snprintf(line, sizeof line, "L%.1f,%.1f", x(p[0]), y(p[measured]));
+        area += line;
+        if (!p[target].is_number()) continue;
+        if (steps.empty()) snprintf(line, sizeof line, "M%.1f,%.1f", x(p[0]), y(p[target]));
+        else snprintf(line, sizeof line, "L%.1f,%.1fL%.1f,%.1f", x(p[0]), before, x(p[0]), y(p[target]));
+        steps += line;
+        before = y(p[target]);
+      }
+      if (points.empty()) continue;
+      snprintf(line, sizeof line, "M%.1f,%d", x(points.front()[0]), base);
+      svg += std::string("<path d=\"") + line + area;
+      snprintf(line, sizeof line, "L%.1f,%dZ", x(points.back()[0]), base);
+      svg += std::string(line) + "\" fill=\"" + color + "\" fill-opacity=\"0.35\" stroke=\"" + color + "\"/>\n";
+      if (!steps.empty()) svg += "<path d=\"" + steps + "\" fill=\"none\" stroke=\"#333\" stroke-dasharray=\"4 3\"/>\n";
+      double label_end = 0;
+      for (const auto& e : history["events"]) {
+        const std::string event = e["event"];
+        const bool here = e["vm"] == name && (e["tier"] == (t == HT_TIER_FAST ? "fast" : "slow") || (e["tier"].is_null() && t == HT_TIER_FAST));
+        if (!here || event == "target" || event == "set" || event == "found" || event == "reachable" || e["time_ms"].get<int64_t>() < first) continue;
+        const double at = std::min(x(e["time_ms"]), static_cast<double>(kWidth - kRight));
+        add("<path d=\"M%.1f,%dl4,8h-8z\" fill=\"#e08000\"><title>", at, row - 9);
+        // Where there is room; the mark itself always says it when it is pointed at.
+        svg += escaped(event + ": " + e["text"].get<std::string>()) + "</title></path>";
+        if (at > label_end && at < kWidth - 80) {
+          add("<text x=\"%.1f\" y=\"%d\" font-size=\"9\">%s</text>", at + 6, row - 2, event.c_str());
+          label_end = at + 14 + 5.5 * static_cast<double>(event.size());
         }
-        if (path.empty()) continue;
-        svg += std::string("<path d=\"M") + path + "\" fill=\"none\" stroke=\"" + color + "\" stroke-width=\"" + (target ? "1\" stroke-dasharray=\"4 3" : "2") + "\"/>\n";
+        svg += "\n";
       }
     }
-    snprintf(line, sizeof line, "<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#999\"/>\n", kLeft, top + kHeight, kWidth - 20, top + kHeight);
-    svg += line;
     top += kPanel;
   }
-  snprintf(line, sizeof line, "<text x=\"%d\" y=\"%d\">red: fast tier, blue: slow tier; solid: measured, dashed: target; %.0f s</text>\n</svg>\n", kLeft, top, span / 1000);
-  return svg + line;
+  return svg + "</svg>\n";
 }
 
 int report(const Arguments& a, bool json) {

@@ -453,7 +453,6 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   input.estimated = (terms.flags & HT_POLICY_ESTIMATED) != 0;
   input.seat = seat.cgroup_id();
   arbitrate_for(scope, input);
-  make_room_for_balloon(scope, fast.used, input);
   MoveTerms moves = terms.moves;
   {
     std::lock_guard held(standings_lock_);
@@ -463,6 +462,7 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   }
   input.rate_bytes_per_s = moves.rate_bytes_per_s;
   input.dry_run = moves.dry_run;
+  if (!input.dry_run) make_room_for_balloon(scope, fast.used, input);
   input.is_default = terms.policy == kDefaultPolicy;
   input.policy_failed = [&](const ht_run& run) {
     // The kernel saw nothing wrong: it learns it from us.

@@ -423,6 +423,8 @@ TEST_F(Tierhostd, NamesAndStateAreNotTrusted) {
   struct stat state{};
   ASSERT_EQ(stat((dir + "/host.json").c_str(), &state), 0);
   EXPECT_EQ(state.st_mode & 022, 0u) << "others may write it";
+  ASSERT_EQ(stat((dir + "/sock").c_str(), &state), 0);
+  EXPECT_EQ(state.st_mode & 0777, 0600u) << "others may talk to it";
   stop(SIGKILL);
   std::ofstream(dir + "/host.json") << "{\"qos\": tr";
   const std::string line = bin("tierhostd") + " --no-bpf --socket " + dir + "/sock2 --state-dir " + dir + " 2>" + dir + "/damaged";
