@@ -643,7 +643,9 @@ TEST_F(TwoGuests, ShareTheHostByWeight) {
 
   // Who says that he suffers gets more fast memory, up to his limit; said by the
   // agent of the one, and by the statistics of the other.
-  ASSERT_TRUE(guests["one"]->run("tierd --fresh >/tmp/tierd.log 2>&1 & sleep 1; echo 65536 >$(echo $B/virtio*)/slow_miss_share"));
+  ASSERT_TRUE(guests["one"]->run("tierd --fresh >/tmp/tierd.log 2>&1 &"));
+  for (int i = 0; i < 150 && vm("one")["channel"] != "agent"; i++) std::this_thread::sleep_for(200ms);
+  ASSERT_TRUE(guests["one"]->run("echo 65536 >$(echo $B/virtio*)/slow_miss_share"));
   ASSERT_TRUE(guests["three"]->run("echo 0 >$(echo $B/virtio*)/slow_miss_share"));
   ASSERT_EQ(tierctl("qos one --fast-limit 160M").status, 0);
   ASSERT_EQ(tierctl("qos --allocator slowdown").status, 0);
