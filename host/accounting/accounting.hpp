@@ -17,6 +17,15 @@ struct TierUsage {
   uint64_t in_pages_total = 0;       // entered the file, for whatever reason
   uint64_t out_pages_total = 0;      // left it
   uint64_t refault_pages_total = 0;  // of those that entered: above the target
+
+  TierUsage& operator+=(const TierUsage& other) {
+    resident_bytes += other.resident_bytes;
+    swapped_bytes += other.swapped_bytes;
+    in_pages_total += other.in_pages_total;
+    out_pages_total += other.out_pages_total;
+    refault_pages_total += other.refault_pages_total;
+    return *this;
+  }
 };
 
 class Accounting {

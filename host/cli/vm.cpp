@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cli/vm.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <ctime>
 #include <fstream>
@@ -29,6 +30,8 @@ struct Arguments {
   bool has_guarantee[2] = {false, false};
   std::string output = "vm-report.svg";
   std::string directory = "/run/hypertier/vm";
+  bool virtio_mem = false;
+  uint64_t boot = 512ULL << 20;
 };
 
 int report_error(const Error& error, bool json) {
@@ -220,52 +223,93 @@ std::string escaped(const std::string& raw) {
   return text;
 }
 
-// One panel a VM: resident memory of both tiers as areas, targets as dashed lines.
+// One panel a VM, a row a tier: resident memory as an area, the target as a dashed
+// line of steps, and what was out of the ordinary as marks.
 std::string svg_of(const Json& history) {
-  constexpr int kWidth = 900, kPanel = 170, kLeft = 90, kTop = 24, kHeight = 120;
+  constexpr int kWidth = 900, kLeft = 110, kRight = 24, kRow = 56, kGap = 10, kTitle = 20, kBetween = 18, kTop = 40, kAxis = 34;
+  constexpr int kPanel = kTitle + HT_TIERS * (kRow + kGap) + kBetween;
+  constexpr double kPlot = kWidth - kLeft - kRight;
+  constexpr const char* kColors[HT_TIERS] = {"#c8102e", "#1f5fa8"};
   const auto& vms = history["vms"];
   int64_t first = INT64_MAX, last = 0;
   for (const auto& [name, points] : vms.items())
     for (const auto& p : points) first = std::min(first, p[0].get<int64_t>()), last = std::max(last, p[0].get<int64_t>());
-  const double span = std::max<double>(1, static_cast<double>(last - first));
-  char line[256];
+  const double span_s = std::max<double>(1, static_cast<double>(last - first) / 1000);
+  const auto x = [&](const Json& time_ms) { return kLeft + static_cast<double>(time_ms.get<int64_t>() - first) / 1000 / span_s * kPlot; };
   std::string svg;
-  snprintf(line, sizeof line, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%zu\" font-family=\"sans-serif\" font-size=\"11\">\n",
-           kWidth, vms.size() * kPanel + 30);
-  svg += line;
+  const auto add = [&svg]<class... T>(const char* format, T... values) {
+    char line[512];
+    snprintf(line, sizeof line, format, values...);
+    svg += line;
+  };
+  const int bottom = kTop + static_cast<int>(vms.size()) * kPanel;
+  add("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" font-family=\"sans-serif\" font-size=\"11\">\n", kWidth, bottom + kAxis);
   svg += "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n";
+  add("<rect x=\"%d\" y=\"12\" width=\"14\" height=\"10\" fill=\"#bbb\"/><text x=\"%d\" y=\"21\">measured</text>"
+      "<path d=\"M%d,17h24\" stroke=\"#333\" stroke-dasharray=\"4 3\"/><text x=\"%d\" y=\"21\">target</text>"
+      "<path d=\"M%d,13l4,8h-8z\" fill=\"#e08000\"/><text x=\"%d\" y=\"21\">what tierctl vm events tells</text>\n",
+      kLeft, kLeft + 20, kLeft + 90, kLeft + 120, kLeft + 180, kLeft + 190);
+  // About eight ticks of a round number of seconds.
+  int step = 1;
+  for (const int s : {1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400})
+    if (step = s; span_s / s <= 9) break;
+  for (int s = 0; s <= span_s; s += step) {
+    const double at = kLeft + s / span_s * kPlot;
+    add("<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"#e4e4e4\"/><text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%d s</text>\n", at, kTop, at,
+        bottom, at, bottom + 16, s);
+  }
   int top = kTop;
   for (const auto& [name, points] : vms.items()) {
-    double most = 1;
-    for (const auto& p : points)
-      for (int c = 1; c < 5; c++)
-        if (p[static_cast<size_t>(c)].is_number()) most = std::max(most, p[static_cast<size_t>(c)].get<double>());
-    auto x = [&](const Json& p) { return kLeft + (static_cast<double>(p[0].get<int64_t>() - first)) / span * (kWidth - kLeft - 20); };
-    auto y = [&](double bytes) { return top + kHeight - bytes / most * (kHeight - 10); };
-    svg += "<text x=\"8\" y=\"" + std::to_string(top + 4) + "\" font-weight=\"bold\">" + escaped(name) + "</text>\n";
-    snprintf(line, sizeof line, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%.0f MiB</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">0</text>\n", kLeft - 6,
-             top + 20, most / (1 << 20), kLeft - 6, top + kHeight);
-    svg += line;
+    svg += "<text x=\"8\" y=\"" + std::to_string(top + 13) + "\" font-weight=\"bold\">" + escaped(name) + "</text>\n";
     for (int t = 0; t < HT_TIERS; t++) {
-      const char* color = t == HT_TIER_FAST ? "#c8102e" : "#1f5fa8";
-      for (const bool target : {false, true}) {
-        std::string path;
-        for (const auto& p : points) {
-          const auto& value = p[static_cast<size_t>(1 + t * 2 + target)];
-          if (!value.is_number()) continue;
-          snprintf(line, sizeof line, "%s%.1f,%.1f ", path.empty() ? "" : "L", x(p), y(value.get<double>()));
-          path += line;
+      const auto measured = static_cast<size_t>(1 + 2 * t), target = measured + 1;
+      const int row = top + kTitle + t * (kRow + kGap), base = row + kRow;
+      double most = 1;
+      for (const auto& p : points)
+        for (const size_t column : {measured, target})
+          if (p[column].is_number()) most = std::max(most, p[column].get<double>());
+      const auto y = [&](const Json& bytes) { return base - bytes.get<double>() / most * kRow; };
+      const char* color = kColors[t];
+      add("<text x=\"8\" y=\"%d\" fill=\"%s\">%s</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">0</text>\n",
+          row + kRow / 2 + 4, color, t == HT_TIER_FAST ? "fast tier" : "slow tier", kLeft - 6, row + 9, size(most).c_str(), kLeft - 6, base);
+      add("<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#999\"/>\n", kLeft, base, kWidth - kRight, base);
+      std::string area, steps;
+      char line[96];
+      double before = 0;
+      for (const auto& p : points) {
+        snprintf(line, sizeof line, "L%.1f,%.1f", x(p[0]), y(p[measured]));
+        area += line;
+        if (!p[target].is_number()) continue;
+        if (steps.empty()) snprintf(line, sizeof line, "M%.1f,%.1f", x(p[0]), y(p[target]));
+        else snprintf(line, sizeof line, "L%.1f,%.1fL%.1f,%.1f", x(p[0]), before, x(p[0]), y(p[target]));
+        steps += line;
+        before = y(p[target]);
+      }
+      if (points.empty()) continue;
+      snprintf(line, sizeof line, "M%.1f,%d", x(points.front()[0]), base);
+      svg += std::string("<path d=\"") + line + area;
+      snprintf(line, sizeof line, "L%.1f,%dZ", x(points.back()[0]), base);
+      svg += std::string(line) + "\" fill=\"" + color + "\" fill-opacity=\"0.35\" stroke=\"" + color + "\"/>\n";
+      if (!steps.empty()) svg += "<path d=\"" + steps + "\" fill=\"none\" stroke=\"#333\" stroke-dasharray=\"4 3\"/>\n";
+      double label_end = 0;
+      for (const auto& e : history["events"]) {
+        const std::string event = e["event"];
+        const bool here = e["vm"] == name && (e["tier"] == (t == HT_TIER_FAST ? "fast" : "slow") || (e["tier"].is_null() && t == HT_TIER_FAST));
+        if (!here || event == "target" || event == "set" || event == "found" || event == "reachable" || e["time_ms"].get<int64_t>() < first) continue;
+        const double at = std::min(x(e["time_ms"]), static_cast<double>(kWidth - kRight));
+        add("<path d=\"M%.1f,%dl4,8h-8z\" fill=\"#e08000\"><title>", at, row - 9);
+        // Where there is room; the mark itself always says it when it is pointed at.
+        svg += escaped(event + ": " + e["text"].get<std::string>()) + "</title></path>";
+        if (at > label_end && at < kWidth - 80) {
+          add("<text x=\"%.1f\" y=\"%d\" font-size=\"9\">%s</text>", at + 6, row - 2, event.c_str());
+          label_end = at + 14 + 5.5 * static_cast<double>(event.size());
         }
-        if (path.empty()) continue;
-        svg += std::string("<path d=\"M") + path + "\" fill=\"none\" stroke=\"" + color + "\" stroke-width=\"" + (target ? "1\" stroke-dasharray=\"4 3" : "2") + "\"/>\n";
+        svg += "\n";
       }
     }
-    snprintf(line, sizeof line, "<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#999\"/>\n", kLeft, top + kHeight, kWidth - 20, top + kHeight);
-    svg += line;
     top += kPanel;
   }
-  snprintf(line, sizeof line, "<text x=\"%d\" y=\"%d\">red: fast tier, blue: slow tier; solid: measured, dashed: target; %.0f s</text>\n</svg>\n", kLeft, top, span / 1000);
-  return svg + line;
+  return svg + "</svg>\n";
 }
 
 int report(const Arguments& a, bool json) {
@@ -294,34 +338,54 @@ int qemu_args(const Arguments& a, bool json) {
   const std::string base = a.directory + "/" + a.name;
   if (base.find_first_of(", \t\n'\"") != std::string::npos)
     return report_error({"names and directories with spaces, quotes or commas are not supported here", "Choose a plain name.", 0}, json);
+  // A guest plugs whole memory blocks.
+  constexpr uint64_t kBlock = 128ULL << 20;
+  if (a.virtio_mem && (a.boot >= a.fast || a.boot >= a.slow || (a.fast - a.boot) % kBlock || (a.slow - a.boot) % kBlock))
+    return report_error({"with --boot " + size(a.boot) + " the tiers cannot be divided: what is plugged is a multiple of 128 MiB",
+                         "Give sizes that are larger than --boot by multiples of 128 MiB.", 0}, json);
   const auto mib = [](uint64_t bytes) { return std::to_string(bytes >> 20) + "M"; };
-  const std::vector<std::string> arguments{
+  const auto file = [&](const std::string& tier, const std::string& name, uint64_t bytes) {
+    return "memory-backend-file,id=" + tier + (name == "memory" ? "" : "-" + name) + ",mem-path=" + base + "/" + tier + "/" + name + ",size=" + mib(bytes) + ",share=on,align=2M";
+  };
+  std::vector<std::string> arguments{
       "-name", a.name,
-      "-m", mib(a.fast + a.slow),
-      "-object", "memory-backend-file,id=fast,mem-path=" + base + "/fast/memory,size=" + mib(a.fast) + ",share=on,align=2M",
-      "-object", "memory-backend-file,id=slow,mem-path=" + base + "/slow/memory,size=" + mib(a.slow) + ",share=on,align=2M",
+      "-m", a.virtio_mem ? mib(2 * a.boot) + ",maxmem=" + mib(a.fast + a.slow) : mib(a.fast + a.slow),
+      "-object", file("fast", "memory", a.virtio_mem ? a.boot : a.fast),
+      "-object", file("slow", "memory", a.virtio_mem ? a.boot : a.slow),
       "-numa", "node,nodeid=0,cpus=0-1,memdev=fast",
       "-numa", "node,nodeid=1,memdev=slow",
       "-numa", "dist,src=0,dst=1,val=20",
       "-smp", "2",
-      "-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on",
-      "-qmp", "unix:" + base + "/qmp,server=on,wait=off",
-      "-device", "virtio-serial-pci",
-      "-chardev", "socket,id=flex,path=" + base + "/agent,server=on,wait=off",
-      "-device", std::string("virtserialport,chardev=flex,name=") + HF_AGENT_PORT};
+      "-qmp", "unix:" + base + "/qmp,server=on,wait=off"};
+  std::vector<std::string> more;
+  if (a.virtio_mem)
+    more = {"-object", file("fast", "plug", a.fast - a.boot),
+            "-object", file("slow", "plug", a.slow - a.boot),
+            "-device", "virtio-mem-pci,id=vmem-fast,memdev=fast-plug,node=0,requested-size=" + mib(a.fast - a.boot),
+            "-device", "virtio-mem-pci,id=vmem-slow,memdev=slow-plug,node=1,requested-size=" + mib(a.slow - a.boot)};
+  else
+    more = {"-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on",
+            "-device", "virtio-serial-pci",
+            "-chardev", "socket,id=flex,path=" + base + "/agent,server=on,wait=off",
+            "-device", std::string("virtserialport,chardev=flex,name=") + HF_AGENT_PORT};
+  arguments.insert(arguments.end(), more.begin(), more.end());
   const std::vector<std::string> before{
       "mkdir -p " + base + "/fast " + base + "/slow",
       "mount -t tmpfs -o size=" + mib(a.fast) + ",mpol=bind:HOST_FAST_NODE tmpfs " + base + "/fast",
       "mount -t tmpfs -o size=" + mib(a.slow) + ",mpol=bind:HOST_SLOW_NODE tmpfs " + base + "/slow"};
+  // So that what is plugged can be unplugged.
+  const std::string kernel = "memhp_default_state=online_movable";
   if (json) {
     Json out;
     out["schema"] = kSchema;
     out["arguments"] = arguments;
+    out["guest_kernel_arguments"] = a.virtio_mem ? Json::array({kernel}) : Json::array();
     out["commands_before"] = before;
     return puts(out.dump(2).c_str()), 0;
   }
   puts("# Before the VM starts (replace HOST_*_NODE by the host's nodes; leave mpol out to try it on one node):");
   for (const auto& b : before) puts(b.c_str());
+  if (a.virtio_mem) printf("# In the guest, on its kernel's command line:\n# %s\n", kernel.c_str());
   puts("# Options of QEMU:");
   for (size_t i = 0; i < arguments.size(); i += 2) printf("%s %s%s\n", arguments[i].c_str(), arguments[i + 1].c_str(), i + 2 < arguments.size() ? " \\" : "");
   return 0;
@@ -377,6 +441,9 @@ void add_vm_commands(CLI::App& app, const bool& json, std::function<int()>& run)
   sub->add_option("name", a->name, "name of the VM")->required();
   sub->add_option("--fast", a->fast, "most it may have of the fast tier")->transform(bytes)->type_name("SIZE")->required();
   sub->add_option("--slow", a->slow, "most it may have of the slow tier")->transform(bytes)->type_name("SIZE")->required();
+  sub->add_flag("--virtio-mem", a->virtio_mem, "plug and unplug instead of balloons: for guests without hyperflex.ko");
+  sub->add_option("--boot", a->boot, "with --virtio-mem: memory of each tier that is there from boot and stays")
+      ->transform(bytes)->type_name("SIZE")->default_str("512M");
   sub->add_option("--directory", a->directory, "where its tmpfs mounts go")->capture_default_str();
 }
 

@@ -34,10 +34,12 @@ std::string mib(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 struct OwnTmpfs {
   std::filesystem::path directory;
   uint64_t size_bytes;
+  bool holds_fixed;
 };
 
-// The tmpfs that holds a tier's file and nothing else.
-Result<OwnTmpfs> own_tmpfs(const std::filesystem::path& file) {
+// The tmpfs that holds a tier's file and nothing else; with virtio-mem perhaps
+// also the memory that is there from boot.
+Result<OwnTmpfs> own_tmpfs(const std::filesystem::path& file, const std::filesystem::path& fixed) {
   const auto directory = std::filesystem::weakly_canonical(file).parent_path();
   struct statfs fs{};
   if (statfs(directory.c_str(), &fs) != 0) return fail_errno("cannot look at " + directory.string(), errno);
@@ -48,9 +50,12 @@ Result<OwnTmpfs> own_tmpfs(const std::filesystem::path& file) {
   if (inside.st_dev == above.st_dev)
     return fail(directory.string() + " is not a mount of its own", "Give every tier of a VM its own tmpfs mount.");
   const uint64_t used = (fs.f_blocks - fs.f_bfree) * static_cast<uint64_t>(fs.f_bsize);
-  if (used > static_cast<uint64_t>(backing.st_blocks) * 512 + (1 << 20))
+  struct stat other{};
+  const bool holds_fixed = fixed != file && stat(fixed.c_str(), &other) == 0 && other.st_dev == backing.st_dev;
+  const auto blocks = static_cast<uint64_t>(backing.st_blocks) + (holds_fixed ? static_cast<uint64_t>(other.st_blocks) : 0);
+  if (used > blocks * 512 + (1 << 20))
     return fail(directory.string() + " holds more than the memory of this VM", "Give every tier of a VM its own tmpfs mount.");
-  return OwnTmpfs{directory, fs.f_blocks * static_cast<uint64_t>(fs.f_bsize)};
+  return OwnTmpfs{directory, fs.f_blocks * static_cast<uint64_t>(fs.f_bsize), holds_fixed};
 }
 
 // A VM's thread: ask, send what is to be sent, sleep. It ends with the VM. The
@@ -59,12 +64,11 @@ Result<OwnTmpfs> own_tmpfs(const std::filesystem::path& file) {
 void serve_vm(std::shared_ptr<VmWorker> worker, int tick_ms) {
   using Clock = std::chrono::steady_clock;
   const Vm& vm = worker->vm;
-  VmLink link(vm.qmp_path, vm.balloon_path);
+  VmLink link(vm);
   std::optional<AgentLink> agent;
-  if (!vm.agent_path.empty()) agent.emplace(vm.agent_path);
+  if (!vm.agent_path.empty() && !vm.plugs()) agent.emplace(vm.agent_path);
   Clock::time_point ask_agent_at{};
   auto path = worker->path;
-  const uint64_t memory = vm.tier[0].size_bytes + vm.tier[1].size_bytes;
   std::unique_lock lock(worker->mutex);
   while (!worker->ended) {
     const auto order = std::exchange(worker->order, std::nullopt);
@@ -72,8 +76,8 @@ void serve_vm(std::shared_ptr<VmWorker> worker, int tick_ms) {
     lock.unlock();
     auto claims = link.ask();
     for (size_t t = 0; claims && t < HT_TIERS; t++) {
-      if (!vm.tier[t].memfd || !path[t].empty()) continue;
-      auto address = link.address_of(vm.tier[t].id);
+      if (!vm.moving(t).memfd || !path[t].empty()) continue;
+      auto address = link.address_of(vm.moving(t).id);
       auto found = address ? descriptor_of(vm.pid, *address) : std::unexpected(address.error());
       if (found) path[t] = *found;
       else claims = std::unexpected(found.error());
@@ -90,7 +94,7 @@ void serve_vm(std::shared_ptr<VmWorker> worker, int tick_ms) {
         ask_agent_at = Clock::now() + kAgentRetry;
       }
     }
-    if (claims && order && !told) sent = link.order(*claims, *order, memory);
+    if (claims && order && !told) sent = link.order(*claims, *order);
     if (claims && pause != paused) stopped = pause ? link.pause() : link.resume();
     lock.lock();
     worker->error = claims ? "" : claims.error().message;
@@ -221,7 +225,7 @@ Result<> HostDaemon::save_state() {
 // -------------------------------------------------------------------- tick
 
 void HostDaemon::discover() {
-  const auto found = find_qemus();
+  const auto found = find_qemus("/", options_.qmp_below);
   for (auto it = vms_.begin(); it != vms_.end();) {
     const auto& vm = it->second.worker->vm;
     const bool there = std::any_of(found.begin(), found.end(), [&](const Vm& v) {
@@ -238,6 +242,7 @@ void HostDaemon::discover() {
     }
     event(it->first, "gone", "", "QEMU " + std::to_string(vm.pid) + " has ended");
     for (const auto& path : it->second.path) accounting_->forget(path);
+    for (const auto& file : vm.tier) accounting_->forget(file.path);
     it = vms_.erase(it);
   }
   for (const auto& vm : found) {
@@ -267,19 +272,27 @@ void HostDaemon::measure() {
       vm.order_error = vm.worker->order_error;
     }
     for (int t = 0; t < HT_TIERS; t++) {
-      const auto& file = vm.worker->vm.tier[t];
+      const auto& info = vm.worker->vm;
       if (vm.path[t].empty()) continue;
-      if (auto usage = accounting_->read(vm.path[t])) vm.usage[t] = *usage;
+      if (auto usage = accounting_->read(vm.path[t])) {
+        vm.usage[t] = *usage;
+        if (info.plugs())
+          if (auto fixed = accounting_->read(info.tier[t].path)) vm.usage[t] += *fixed;
+      }
       // What it has is what it was told last, by whomever.
       if (vm.target_bytes[t] == HT_UNKNOWN64 && vm.reachable && vm.claims.two_tier && vm.claims.fresh) {
-        vm.target_bytes[t] = file.size_bytes - std::min(file.size_bytes, vm.claims.balloon_target_bytes[t]);
-        accounting_->set_target(vm.path[t], vm.target_bytes[t]);
+        aim(vm, t, info.size_bytes(t) - std::min(info.size_bytes(t), vm.claims.balloon_target_bytes[t]));
       }
     }
     auto& samples = history_[name];
     samples.push_back({now_ms(), {vm.usage[0].resident_bytes, vm.usage[1].resident_bytes}, vm.target_bytes});
     if (samples.size() > kHistoryMax) samples.pop_front();
   }
+}
+
+void HostDaemon::aim(Managed& vm, int tier, uint64_t bytes) {
+  vm.target_bytes[tier] = bytes;
+  accounting_->set_target(vm.path[tier], bytes - std::min(bytes, vm.worker->vm.fixed_bytes(tier)));
 }
 
 void HostDaemon::run_qos() {
@@ -295,10 +308,14 @@ void HostDaemon::run_qos() {
     o.reachable = vm.reachable;
     o.cap_allowed = rule->second.cap_allowed;
     for (int t = 0; t < HT_TIERS; t++) {
-      const uint64_t size = vm.worker->vm.tier[t].size_bytes;
+      const auto& info = vm.worker->vm;
+      const uint64_t size = info.size_bytes(t);
       // Nobody gets more than he has address space for.
       o.request.share[t].limit_bytes = std::min(o.request.share[t].limit_bytes, size);
       o.request.share[t].guarantee_bytes = std::min(o.request.share[t].guarantee_bytes, size);
+      // What cannot be unplugged, it has.
+      o.request.share[t].guarantee_bytes = std::max(o.request.share[t].guarantee_bytes, info.fixed_bytes(t));
+      o.request.share[t].limit_bytes = std::max(o.request.share[t].limit_bytes, info.fixed_bytes(t));
       o.measured_bytes[t] = vm.usage[t].resident_bytes;
       o.found_target_bytes[t] = vm.target_bytes[t];
       // What it uses and an eighth more: growth is seen before it is hindered.
@@ -319,8 +336,7 @@ void HostDaemon::run_qos() {
       case qos::Step::kTarget:
         if (auto lifted = lift_cap(vm, action.tier, action.bytes); !lifted)
           event(action.vm, "cap_stays", tier_word(action.tier), lifted.error().message);
-        vm.target_bytes[action.tier] = action.bytes;
-        accounting_->set_target(vm.path[action.tier], action.bytes);
+        aim(vm, action.tier, action.bytes);
         told[action.vm] = true;
         break;
       case qos::Step::kRetry:
@@ -367,9 +383,10 @@ void HostDaemon::tick() {
 // success proves that the guest keeps to it. A write beyond it later ends the
 // VM (SIGBUS).
 Result<> HostDaemon::hard_cap(const Managed& vm, int tier, uint64_t bytes) {
-  if (vm.worker->vm.tier[tier].memfd) return fail("a memfd cannot be capped", "Keep the tier in a file on a tmpfs mount of its own.");
-  auto own = own_tmpfs(vm.path[tier]);
+  if (vm.worker->vm.moving(tier).memfd) return fail("a memfd cannot be capped", "Keep the tier in a file on a tmpfs mount of its own.");
+  auto own = own_tmpfs(vm.path[tier], vm.worker->vm.tier[tier].path);
   if (!own) return std::unexpected(own.error());
+  if (!own->holds_fixed) bytes -= std::min(bytes, vm.worker->vm.fixed_bytes(tier));
   const auto& directory = own->directory;
   const std::string size = "size=" + std::to_string(bytes);
   if (mount(nullptr, directory.c_str(), nullptr, MS_REMOUNT, size.c_str()) != 0)
@@ -380,8 +397,9 @@ Result<> HostDaemon::hard_cap(const Managed& vm, int tier, uint64_t bytes) {
 
 // A cap of earlier must not kill a VM that may have more again.
 Result<> HostDaemon::lift_cap(const Managed& vm, int tier, uint64_t bytes) {
-  if (vm.worker->vm.tier[tier].memfd) return {};
-  const auto own = own_tmpfs(vm.path[tier]);
+  if (vm.worker->vm.moving(tier).memfd) return {};
+  const auto own = own_tmpfs(vm.path[tier], vm.worker->vm.tier[tier].path);
+  if (own && !own->holds_fixed) bytes -= std::min(bytes, vm.worker->vm.fixed_bytes(tier));
   if (!own || own->size_bytes >= bytes) return {};  // what is no cap of ours, is left alone
   const auto& directory = own->directory;
   const std::string size = "size=" + std::to_string(bytes);
@@ -408,16 +426,17 @@ Json HostDaemon::vm_json(const std::string& name, const Managed& vm) {
                     : !vm.reachable       ? Json(vm.error)
                     : !vm.claims.two_tier ? Json("the guest does not run hyperflex.ko")
                                           : Json(nullptr);
-  json["channel"] = !vm.claims.two_tier ? Json(nullptr) : vm.claims.agent ? Json("agent") : Json("balloon");
+  json["channel"] = !vm.claims.two_tier ? Json(nullptr) : vm.claims.plugged ? Json("virtio-mem") : vm.claims.agent ? Json("agent") : Json("balloon");
   json["slow_miss_share"] = vm.claims.two_tier ? Json(vm.claims.slow_miss_share) : Json(nullptr);
   json["tiers"] = Json::array();
   for (int t = 0; t < HT_TIERS; t++) {
-    const auto& file = info.tier[t];
+    const uint64_t size = info.size_bytes(t);
     Json tier;
     tier["role"] = tier_word(t);
-    tier["node"] = file.node;
+    tier["node"] = info.tier[t].node;
     tier["file"] = vm.path[t];
-    tier["size_bytes"] = file.size_bytes;
+    tier["size_bytes"] = size;
+    tier["fixed_bytes"] = info.fixed_bytes(t);
     tier["resident_bytes"] = vm.usage[t].resident_bytes;
     tier["swapped_bytes"] = vm.usage[t].swapped_bytes;
     tier["in_pages_total"] = vm.usage[t].in_pages_total;
@@ -426,7 +445,7 @@ Json HostDaemon::vm_json(const std::string& name, const Managed& vm) {
     tier["target_bytes"] = vm.target_bytes[t] == HT_UNKNOWN64 ? Json(nullptr) : Json(vm.target_bytes[t]);
     tier["claimed_balloon_bytes"] = vm.claims.two_tier ? Json(vm.claims.balloon_bytes[t]) : Json(nullptr);
     tier["claimed_free_bytes"] = vm.claims.agent ? Json(vm.claims.free_bytes[t]) : Json(nullptr);
-    const uint64_t claimed = file.size_bytes - std::min(file.size_bytes, vm.claims.balloon_bytes[t]);
+    const uint64_t claimed = size - std::min(size, vm.claims.balloon_bytes[t]);
     tier["lie"] = vm.claims.two_tier && vm.target_bytes[t] != HT_UNKNOWN64 &&
                   vm.usage[t].resident_bytes > std::max(claimed, vm.target_bytes[t]) + HT_GRANULE_SIZE;
     tier["rung"] = controller_.rung(name, static_cast<ht_tier>(t));
@@ -481,9 +500,12 @@ Result<Json> HostDaemon::command_set(const Json& request) {
     const auto key = std::string(tier_word(t)) + "_bytes";
     if (!request.contains(key)) continue;
     const uint64_t bytes = bytes_or(request, key.c_str(), 0);
-    if (bytes == 0 || bytes > info.tier[t].size_bytes)
-      return fail("the " + std::string(tier_word(t)) + " tier of " + info.name + " has " + mib(info.tier[t].size_bytes) + ", so it cannot be set to " + mib(bytes),
-                  "Give a size from 2M to " + mib(info.tier[t].size_bytes) + ".");
+    if (bytes == 0 || bytes > info.size_bytes(t))
+      return fail("the " + std::string(tier_word(t)) + " tier of " + info.name + " has " + mib(info.size_bytes(t)) + ", so it cannot be set to " + mib(bytes),
+                  "Give a size from 2M to " + mib(info.size_bytes(t)) + ".");
+    if (bytes < info.fixed_bytes(t))
+      return fail(mib(info.fixed_bytes(t)) + " of the " + std::string(tier_word(t)) + " tier of " + info.name + " are there from boot and cannot be unplugged",
+                  "Give a size from there to " + mib(info.size_bytes(t)) + ".");
     target[t] = bytes;
   }
   if (flag_or(request, "hard_cap", false))
@@ -495,8 +517,7 @@ Result<Json> HostDaemon::command_set(const Json& request) {
   for (int t = 0; t < HT_TIERS; t++) {
     if (target[t] != (*vm)->target_bytes[t])
       event(info.name, "set", tier_word(t), mib((*vm)->target_bytes[t]) + " -> " + mib(target[t]));
-    (*vm)->target_bytes[t] = target[t];
-    accounting_->set_target((*vm)->path[t], target[t]);
+    aim(**vm, t, target[t]);
   }
   {
     std::lock_guard lock((*vm)->worker->mutex);
@@ -602,7 +623,7 @@ std::string HostDaemon::metrics() {
   family("hypertier_vm_target_bytes", "gauge", "Memory that the VM is to have of the tier.",
          [](const Managed& m, int t) -> Value { return m.target_bytes[t] == HT_UNKNOWN64 ? Value{} : m.target_bytes[t]; });
   family("hypertier_vm_size_bytes", "gauge", "Size of the tier's backing file.",
-         [](const Managed& m, int t) -> Value { return m.worker->vm.tier[t].size_bytes; });
+         [](const Managed& m, int t) -> Value { return m.worker->vm.size_bytes(t); });
   family("hypertier_vm_claimed_balloon_bytes", "gauge", "Memory that the guest says it gave back.",
          [](const Managed& m, int t) -> Value { return m.claims.two_tier ? Value{m.claims.balloon_bytes[t]} : Value{}; });
   family("hypertier_vm_swapped_bytes", "gauge", "Memory of the tier that is swapped out.",

@@ -29,13 +29,14 @@ struct HostOptions {
   std::filesystem::path socket = kHostSocket;
   std::filesystem::path state_directory = kStateDirectory;
   std::filesystem::path metrics_file;  // Prometheus text, rewritten every tick; empty: none
+  std::vector<std::filesystem::path> qmp_below;  // manage only VMs whose QMP socket is below one of these; empty: all
   int tick_ms = 1000;
   bool bpf = true;
 };
 
 // Shared by the main thread and the VM's own.
 struct VmWorker {
-  explicit VmWorker(Vm v) : vm(std::move(v)), path{vm.tier[0].path, vm.tier[1].path} {}
+  explicit VmWorker(Vm v) : vm(std::move(v)), path{vm.moving(0).path, vm.moving(1).path} {}
   const Vm vm;
 
   std::mutex mutex;
@@ -46,7 +47,7 @@ struct VmWorker {
   GuestClaims claims;
   std::optional<std::array<uint64_t, HT_TIERS>> order;  // to be sent
   std::string order_error;
-  std::array<std::string, HT_TIERS> path;  // of the backing files; found later for a memfd
+  std::array<std::string, HT_TIERS> path;  // of the backing files that move; found later for a memfd
   bool paused = false, pause_wanted = false;
 };
 
@@ -84,6 +85,7 @@ class HostDaemon {
   void event(const std::string& vm, const char* step, const std::string& tier, const std::string& text);
   [[nodiscard]] Result<> save_state();
   [[nodiscard]] Result<Managed*> find(const Json& request);
+  void aim(Managed& vm, int tier, uint64_t bytes);
   Result<Json> command_list();
   Result<Json> command_set(const Json& request);
   Result<Json> command_qos(const Json& request);

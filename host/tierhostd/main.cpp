@@ -66,6 +66,8 @@ int main(int argc, char** argv) {
   app.add_option("--socket", options.socket, "where it listens")->capture_default_str();
   app.add_option("--state-dir", options.state_directory, "where shares are saved")->capture_default_str();
   app.add_option("--metrics-file", options.metrics_file, "Prometheus text, for node_exporter's textfile collector");
+  app.add_option("--qmp-below", options.qmp_below, "manage only VMs whose QMP socket lies below DIR; repeat")
+      ->type_name("DIR")->check(CLI::ExistingDirectory)->expected(1)->take_all();
   app.add_option("--tick-ms", options.tick_ms, "how often it measures and decides")->check(CLI::Range(50, 60000))->capture_default_str();
   app.add_flag("--no-bpf", no_bpf, "measure by st_blocks, load no BPF");
   try {

@@ -74,6 +74,12 @@ std::string read_all(const std::filesystem::path& path) {
   return text.str();
 }
 
+bool lies_below(const std::filesystem::path& path, const std::filesystem::path& directory) {
+  std::error_code error;
+  const auto inner = std::filesystem::weakly_canonical(path, error), outer = std::filesystem::weakly_canonical(directory, error);
+  return !path.empty() && path.is_absolute() && std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+}
+
 }  // namespace
 
 Vm parse_qemu(const std::vector<std::string>& arguments) {
@@ -82,6 +88,7 @@ Vm parse_qemu(const std::vector<std::string>& arguments) {
   std::map<std::string, TierFile> backends;
   std::map<std::string, Options> chardevs;
   std::vector<Node> nodes;
+  std::vector<Options> plugs;
   std::string agent_chardev;
   bool monitor_held = false;
 
@@ -130,6 +137,7 @@ Vm parse_qemu(const std::vector<std::string>& arguments) {
     } else if (flag == "-device") {
       const auto o = options_of(value, "driver");
       if (get(o, "driver") == "virtserialport" && get(o, "name") == HF_AGENT_PORT) agent_chardev = get(o, "chardev");
+      if (get(o, "driver").starts_with("virtio-mem")) plugs.push_back(o);
       if (!get(o, "driver").starts_with("virtio-balloon")) continue;
       vm.has_balloon = true;
       vm.reporting = on(get(o, "free-page-reporting"));
@@ -161,21 +169,33 @@ Vm parse_qemu(const std::vector<std::string>& arguments) {
     if ((vm.tier[t].path.empty() && !vm.tier[t].memfd) || !vm.tier[t].shared)
       problem("does not keep its memory " + found[t]->memdev + " in a named file or a memfd, with share=on", "tierctl vm qemu-args prints the options a VM needs.");
   }
-  if (!vm.has_balloon) problem("has no virtio-balloon-pci device", "Add -device virtio-balloon-pci,id=balloon0,free-page-reporting=on.");
+  for (const auto& o : plugs)
+    for (size_t t = 0; t < HT_TIERS; t++) {
+      if (!found[t] || atoi(get(o, "node").c_str()) != found[t]->id) continue;
+      if (!vm.plug[t].device.empty()) problem("has more than one virtio-mem device for a tier", "Give every tier one.");
+      vm.plug[t].device = "/machine/peripheral/" + get(o, "id");
+      vm.plug[t].file = backends[get(o, "memdev")];
+      vm.plug[t].file.node = found[t]->id;
+      if (get(o, "id").empty()) problem("has a virtio-mem device without an id", "Add id=NAME to it.");
+      if (vm.tier[t].path.empty() || vm.plug[t].file.path.empty() || !vm.plug[t].file.shared)
+        problem("does not keep the memory of a tier with a virtio-mem device in named files with share=on", "tierctl vm qemu-args --virtio-mem prints the options a VM needs.");
+    }
+  if (vm.plug[0].device.empty() != vm.plug[1].device.empty())
+    problem("has a virtio-mem device for one tier only", "Give every tier one, or none.");
+  if (!vm.has_balloon && !vm.plugs()) problem("has no virtio-balloon-pci device", "Add -device virtio-balloon-pci,id=balloon0,free-page-reporting=on.");
   if (vm.qmp_path.empty())
     problem(monitor_held ? "has no QMP monitor but that of libvirt" : "has no QMP socket",
             "Add -qmp unix:PATH,server=on,wait=off (libvirt: <qemu:commandline>).");
   return vm;
 }
 
-std::vector<Vm> find_qemus(const std::filesystem::path& root, int only_pid) {
+std::vector<Vm> find_qemus(const std::filesystem::path& root, const std::vector<std::filesystem::path>& qmp_below) {
   std::vector<Vm> vms;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(root / "proc", error)) {
     const std::string base = entry.path().filename();
     int pid = 0;
     if (std::from_chars(base.data(), base.data() + base.size(), pid).ptr != base.data() + base.size()) continue;
-    if (only_pid && pid != only_pid) continue;
     std::vector<std::string> arguments;
     std::istringstream words(read_all(entry.path() / "cmdline"));
     for (std::string word; std::getline(words, word, '\0');) arguments.push_back(word);
@@ -183,6 +203,8 @@ std::vector<Vm> find_qemus(const std::filesystem::path& root, int only_pid) {
     const auto program = std::filesystem::path(arguments[0]).filename().string();
     if (!program.starts_with("qemu-system-") && program != "qemu-kvm" && program != "kvm") continue;
     Vm vm = parse_qemu(arguments);
+    // Before names are told apart: one that is not ours takes no name from ours.
+    if (!qmp_below.empty() && std::none_of(qmp_below.begin(), qmp_below.end(), [&](auto& d) { return lies_below(vm.qmp_path, d); })) continue;
     vm.pid = pid;
     // Field 22 of stat, counted behind the name, which may hold anything.
     const std::string stat = read_all(entry.path() / "stat");

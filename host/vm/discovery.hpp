@@ -27,6 +27,12 @@ struct TierFile {
   bool shared = false;
 };
 
+// A virtio-mem device: memory of a tier that can be plugged and unplugged.
+struct Pluggable {
+  std::string device;  // QOM path; empty: the tier has none
+  TierFile file;
+};
+
 struct Vm {
   int pid = 0;
   uint64_t start_time = 0;  // of the process, in clock ticks: a pid alone is reused
@@ -36,7 +42,14 @@ struct Vm {
   std::string agent_path;    // socket of the agent channel; empty: none
   bool has_balloon = false;
   bool reporting = false;  // free-page-reporting=on
-  std::array<TierFile, HT_TIERS> tier;
+  std::array<TierFile, HT_TIERS> tier;  // there from boot
+  std::array<Pluggable, HT_TIERS> plug;  // of both tiers, or of none
+  bool plugs() const { return !plug[0].device.empty(); }
+  // The most that the VM may have of a tier, and what cannot be taken from it.
+  uint64_t size_bytes(size_t t) const { return tier[t].size_bytes + plug[t].file.size_bytes; }
+  uint64_t fixed_bytes(size_t t) const { return plugs() ? tier[t].size_bytes : 0; }
+  // The file that grows and shrinks.
+  const TierFile& moving(size_t t) const { return plugs() ? plug[t].file : tier[t]; }
   std::string problem;  // why its tiers cannot be managed; empty: they can
   std::string hint;
 };
@@ -49,7 +62,8 @@ struct Vm {
 // address: the way to a memfd, whose address QEMU tells.
 [[nodiscard]] Result<std::string> descriptor_of(int pid, uint64_t address);
 
-// pid 0: all. Processes that end meanwhile are left out.
-std::vector<Vm> find_qemus(const std::filesystem::path& root = "/", int pid = 0);
+// Which ones: an empty list of directories means all, else those whose QMP socket
+// lies below one of them. Processes that end meanwhile are left out.
+std::vector<Vm> find_qemus(const std::filesystem::path& root = "/", const std::vector<std::filesystem::path>& qmp_below = {});
 
 }  // namespace hypertier

@@ -46,7 +46,7 @@ GuestClaims parse_claims(const nlohmann::json& guest_stats) {
 
 Result<nlohmann::json> VmLink::command(const std::string& name, nlohmann::json arguments) {
   if (!qmp_) {
-    auto qmp = Qmp::connect(qmp_path_);
+    auto qmp = Qmp::connect(vm_.qmp_path);
     if (!qmp) return std::unexpected(qmp.error());
     qmp_ = std::make_unique<Qmp>(std::move(*qmp));
   }
@@ -69,7 +69,50 @@ Result<> VmLink::find_balloon() {
   return fail("the VM has no virtio-balloon device", "Add -device virtio-balloon-pci,id=balloon0,free-page-reporting=on.");
 }
 
+// QEMU says what is plugged; what the guest does with it, is measured. A balloon
+// of a tier is what is not plugged.
+Result<GuestClaims> VmLink::ask_plugs() {
+  GuestClaims claims;
+  for (int t = 0; t < HT_TIERS; t++) {
+    const uint64_t most = vm_.plug[t].file.size_bytes;
+    const auto hidden = [&](const char* property) -> Result<uint64_t> {
+      auto value = command("qom-get", {{"path", vm_.plug[t].device}, {"property", property}});
+      if (!value) return std::unexpected(value.error());
+      if (!value->is_number_unsigned()) return fail("QEMU does not say how much of " + vm_.plug[t].device + " is plugged");
+      return most - std::min(most, value->get<uint64_t>());
+    };
+    const auto now = hidden("size"), aim = hidden("requested-size");
+    if (!now || !aim) return std::unexpected(now ? aim.error() : now.error());
+    claims.size_bytes[t] = vm_.size_bytes(t);
+    claims.balloon_bytes[t] = *now;
+    claims.balloon_target_bytes[t] = *aim;
+  }
+  claims.two_tier = claims.fresh = claims.plugged = true;
+  claims.updated_s = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return claims;
+}
+
+// What is to grow before what is to shrink: pages that leave a tier need room.
+Result<> VmLink::order_plugs(std::array<uint64_t, HT_TIERS> target_bytes) {
+  for (const bool grows : {true, false})
+    for (int t = 0; t < HT_TIERS; t++) {
+      const auto now = command("qom-get", {{"path", vm_.plug[t].device}, {"property", "requested-size"}});
+      if (!now) return std::unexpected(now.error());
+      const auto block = command("qom-get", {{"path", vm_.plug[t].device}, {"property", "block-size"}});
+      if (!block) return std::unexpected(block.error());
+      if (!now->is_number_unsigned() || !block->is_number_unsigned() || block->get<uint64_t>() == 0)
+        return fail("QEMU does not say how " + vm_.plug[t].device + " is divided");
+      uint64_t wanted = std::min(target_bytes[t] - std::min(target_bytes[t], vm_.fixed_bytes(t)), vm_.plug[t].file.size_bytes);
+      wanted -= wanted % block->get<uint64_t>();
+      if ((wanted > now->get<uint64_t>()) != grows || wanted == now->get<uint64_t>()) continue;
+      auto done = command("qom-set", {{"path", vm_.plug[t].device}, {"property", "requested-size"}, {"value", wanted}});
+      if (!done) return std::unexpected(done.error());
+    }
+  return {};
+}
+
 Result<GuestClaims> VmLink::ask() {
+  if (vm_.plugs()) return ask_plugs();
   const bool fresh = !qmp_;
   if (auto found = find_balloon(); !found) return std::unexpected(found.error());
   if (fresh) {
@@ -84,7 +127,9 @@ Result<GuestClaims> VmLink::ask() {
   return claims;
 }
 
-Result<> VmLink::order(const GuestClaims& claims, std::array<uint64_t, HT_TIERS> target_bytes, uint64_t memory_bytes) {
+Result<> VmLink::order(const GuestClaims& claims, std::array<uint64_t, HT_TIERS> target_bytes) {
+  if (vm_.plugs()) return order_plugs(target_bytes);
+  const uint64_t memory_bytes = vm_.size_bytes(0) + vm_.size_bytes(1);
   if (!claims.two_tier)
     return fail("the guest does not run hyperflex.ko", "Load it in the guest: insmod hyperflex.ko.");
   std::array<uint64_t, HT_TIERS> size, balloon;

@@ -237,6 +237,10 @@ struct EpochReport {
 
   Demand demand;  // only if the scope accounts
 
+  // Counts of about eight epochs by the tier they went to, in 1/256 samples: by
+  // where the pages of their range are, so far as that is known.
+  __u64 tier_counts[HT_TIERS] = {0, 0};
+
   ht_exchange_run moved{};  // what the mover reported
 };
 

@@ -181,6 +181,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   if (!touched_.empty() && report.decision != Decision::kPolicyFailed && !input.dry_run)
     if (auto done = feed_back(input, report); !done) return done;
   if (input.accounts) measure_demand(report);
+  measure_counts(report);
   if (!input.dry_run) cool();
   note(report);
 
@@ -379,6 +380,18 @@ Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
   }
   if (done_pages && report.decision != Decision::kMoved) report.decision = Decision::kOverBudget;
   return {};
+}
+
+void Scope::measure_counts(EpochReport& report) const {
+  constexpr int kScale = 1;
+  for (const tier_range& range : ranges_) {
+    if (range.tier_pages[HT_TIER_FAST] == HT_UNKNOWN64) continue;
+    const __u64 pages = range.tier_pages[HT_TIER_FAST] + range.tier_pages[HT_TIER_SLOW];
+    if (!pages) continue;
+    const __u64 slow = range.count[kScale] * range.tier_pages[HT_TIER_SLOW] / pages;
+    report.tier_counts[HT_TIER_SLOW] += slow;
+    report.tier_counts[HT_TIER_FAST] += range.count[kScale] - slow;
+  }
 }
 
 // By the counts of about eight epochs.

@@ -138,9 +138,14 @@ std::uint64_t BalloonDriver::fast_missing_bytes() const {
   return base.empty() ? 0 : number_of(base / "fast_missing_bytes");
 }
 
-// A hint: a driver that went away meanwhile needs it no more.
+// Hints: a driver that went away meanwhile needs them no more.
 void BalloonDriver::demote_first(unsigned milliseconds) const {
   if (const auto base = device(); !base.empty()) (void)store(base / "demote_first_ms", std::to_string(milliseconds));
+}
+
+void BalloonDriver::tell_slow_miss_share(double share) const {
+  if (const auto base = device(); !base.empty())
+    (void)store(base / "slow_miss_share", std::to_string(static_cast<unsigned>(std::clamp(share, 0.0, 1.0) * 65536)));
 }
 
 std::string answer_line(const BalloonDriver& driver, const std::string& line) {

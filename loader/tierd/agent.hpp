@@ -44,6 +44,8 @@ class BalloonDriver {
   // How long the driver waits for that before it pushes out whatever is in its
   // way; 0: not at all.
   void demote_first(unsigned milliseconds) const;
+  // 0 to 1: what the guest suffers, for the host's slowdown-driven allocator.
+  void tell_slow_miss_share(double share) const;
 
  private:
   std::filesystem::path device() const;

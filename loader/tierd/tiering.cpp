@@ -18,6 +18,8 @@
 namespace hypertier {
 namespace {
 
+// How long the driver waits for us to begin: several epochs.
+constexpr unsigned kBalloonPatienceMs = 3000;
 // What sampling costs is judged over at least so long.
 constexpr std::uint64_t kJudgeNs = 400'000'000;
 
@@ -123,6 +125,9 @@ Tiering::~Tiering() {
   // the kernel's own tiering comes back. A failed restore is left to the module,
   // which restores when its descriptor closes.
   scopes_.clear();
+  // Nobody demotes or counts any more.
+  balloon_.demote_first(0);
+  balloon_.tell_slow_miss_share(0);
   seats_.clear();
   engine_.reset();
   adapter_.reset();
@@ -386,6 +391,36 @@ void Tiering::log(const Scope& scope, const PolicySeat& seat, const EpochReport&
   events_->add(std::move(record));
 }
 
+// The fast tier's balloon wants memory that is in use: each scope demotes its
+// part, the coldest first, while the driver waits.
+void Tiering::make_room_for_balloon(const Scope& scope, __u64 used_pages, EpochInput& input) {
+  balloon_.demote_first(kBalloonPatienceMs);
+  const __u64 missing = balloon_.fast_missing_bytes() / HT_PAGE_SIZE;
+  if (missing == 0) return;
+  __u64 part = missing;
+  {
+    std::lock_guard held(standings_lock_);
+    const Standing& own = standings_.at(scope.cgroup_id());
+    if (standings_.size() > 1 && own.demand && used_pages)
+      part = missing * std::min(own.demand->fast_pages, used_pages) / used_pages;
+  }
+  input.surplus_pages = std::max(input.surplus_pages, part);
+  input.accounts = true;      // it must know what it has there
+  input.fast_free_pages = 0;  // what is free is the balloon's
+}
+
+// The share of misses that went to slow memory, for the host: of all scopes.
+void Tiering::tell_slow_miss_share() {
+  std::array<std::uint64_t, HT_TIERS> counts{};
+  {
+    std::lock_guard held(standings_lock_);
+    for (const auto& [id, standing] : standings_)
+      for (std::size_t t = 0; t < HT_TIERS; ++t) counts[t] += standing.counts[t];
+  }
+  const std::uint64_t all = counts[HT_TIER_FAST] + counts[HT_TIER_SLOW];
+  if (all) balloon_.tell_slow_miss_share(static_cast<double>(counts[HT_TIER_SLOW]) / static_cast<double>(all));
+}
+
 ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns) {
   ScopeThread::Outcome outcome;
   const auto failed = [&](const Error& error) {
@@ -430,6 +465,7 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   }
   input.rate_bytes_per_s = moves.rate_bytes_per_s;
   input.dry_run = moves.dry_run;
+  if (!input.dry_run) make_room_for_balloon(scope, fast.used, input);
   input.is_default = terms.policy == kDefaultPolicy;
   input.policy_failed = [&](const ht_run& run) {
     // The kernel saw nothing wrong: it learns it from us.
@@ -459,7 +495,9 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
     changed = standing.decision != report->decision;
     standing.decision = report->decision;
     if (input.accounts) standing.demand = report->demand;
+    standing.counts = {report->tier_counts[HT_TIER_FAST], report->tier_counts[HT_TIER_SLOW]};
   }
+  tell_slow_miss_share();
   if (changed || report->moved.nr || report->dry_run_pages) log(scope, seat, *report);
   outcome.density = fast.total != 0 ? static_cast<double>(report->scope.samples) / static_cast<double>(fast.total) : 0;
   return outcome;

@@ -28,6 +28,7 @@
 #include "policy/policy.hpp"
 #include "result.hpp"
 #include "sources/rate_control.hpp"
+#include "tierd/agent.hpp"
 #include "tierd/budget.hpp"
 #include "tierd/events.hpp"
 #include "tierd/policy_seat.hpp"
@@ -116,6 +117,8 @@ class Tiering {
   void log(const Scope& scope, const PolicySeat& seat, const EpochReport& report);
   ScopeThread::Outcome epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns);
   void arbitrate_for(const Scope& scope, EpochInput& input);
+  void make_room_for_balloon(const Scope& scope, __u64 used_pages, EpochInput& input);
+  void tell_slow_miss_share();
   void hold_cpu_share();
   std::uint64_t sampling_ns() const;
 
@@ -148,7 +151,9 @@ class Tiering {
     std::optional<Demand> demand;  // as of the scope's last epoch
     std::string error;             // of the last epoch
     std::optional<Decision> decision;
+    std::array<std::uint64_t, HT_TIERS> counts{};  // EpochReport::tier_counts
   };
+  const BalloonDriver balloon_;  // of this guest, if it has one
   std::mutex standings_lock_;
   std::map<std::uint64_t, Standing> standings_;
   std::map<std::uint64_t, std::string> watched_;  // cgroups whose end matters, under standings_lock_

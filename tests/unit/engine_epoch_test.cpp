@@ -47,6 +47,44 @@ TEST(EngineEpoch, HotGoesFastColdGoesSlow) {
   EXPECT_EQ(rig.engine.totals().move_failed_pages_total, 0u);
 }
 
+// What is told to the host: the share of the samples that went to slow memory,
+// by where their pages are now.
+TEST(EngineEpoch, CountsByTier) {
+  Two rig;
+  const auto slow_share = [&](bool moves) {
+    EpochInput input = rig.machine.input();
+    input.moves = moves;
+    input.accounts = true;
+    rig.source.touch(1, kA, 90);
+    rig.source.touch(1, kB, 10);
+    const EpochReport report = rig.epoch(input);
+    const auto fast = static_cast<double>(report.tier_counts[HT_TIER_FAST]), slow = static_cast<double>(report.tier_counts[HT_TIER_SLOW]);
+    return fast + slow > 0 ? slow / (fast + slow) : -1;
+  };
+  double share = 0;
+  for (int e = 0; e < 4; ++e) share = slow_share(false);
+  EXPECT_NEAR(share, 0.9, 0.01);
+  for (int e = 0; e < 12; ++e) share = slow_share(true);
+  EXPECT_EQ(rig.fast(kA), 2048u);
+  EXPECT_NEAR(share, 0.1, 0.01);
+}
+
+// Room for others, of a scope without siblings (the balloon of the fast tier).
+TEST(EngineEpoch, DemotesWhatOthersNeed) {
+  Two rig;
+  rig.step(0, 10);
+  EpochInput input = rig.machine.input();
+  input.accounts = true;
+  input.surplus_pages = 700;
+  input.fast_free_pages = 0;
+  rig.source.touch(1, kB, 10);
+  const EpochReport report = rig.epoch(input);
+  EXPECT_EQ(report.decision, Decision::kOverBudget) << decision_name(report.decision);
+  EXPECT_EQ(report.moved.demoted_pages, 700u);
+  EXPECT_EQ(report.moved.promoted_pages, 0u);
+  EXPECT_EQ(rig.fast(kB), 2048u - 700u);
+}
+
 TEST(EngineEpoch, InvertedHeatInvertsPlacement) {
   Two rig;
   rig.policy.classify = inverted;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -94,6 +95,31 @@ TEST(Discovery, ALibvirtCommandLine) {
   EXPECT_EQ(vms[0].tier[HT_TIER_SLOW].size_bytes, 6442450944u);
 }
 
+TEST(Discovery, VirtioMemOfBothTiersOrOfNone) {
+  auto line = plain("web");
+  std::erase_if(line, [](const std::string& a) { return a.starts_with("virtio-balloon"); });
+  line.erase(std::find(line.begin(), line.end(), "-device"));
+  const auto with = [&](std::vector<std::string> more) {
+    auto all = line;
+    all.insert(all.end(), more.begin(), more.end());
+    return parse_qemu(all);
+  };
+  const std::string fast = "memory-backend-file,id=fp,mem-path=/run/vm/web/fast/plug,size=1G,share=on";
+  const std::string slow = "memory-backend-file,id=sp,mem-path=/run/vm/web/slow/plug,size=2G,share=on";
+  const auto vm = with({"-object", fast, "-object", slow, "-device", "virtio-mem-pci,id=a,memdev=fp,node=0",
+                        "-device", R"({"driver":"virtio-mem-pci","id":"b","memdev":"sp","node":1})"});
+  EXPECT_EQ(vm.problem, "");
+  ASSERT_TRUE(vm.plugs());
+  EXPECT_EQ(vm.plug[HT_TIER_SLOW].device, "/machine/peripheral/b");
+  EXPECT_EQ(vm.size_bytes(HT_TIER_FAST), 3ULL << 30);
+  EXPECT_EQ(vm.fixed_bytes(HT_TIER_FAST), 2ULL << 30);
+  EXPECT_EQ(vm.moving(HT_TIER_SLOW).path, "/run/vm/web/slow/plug");
+  EXPECT_NE(with({"-object", fast, "-device", "virtio-mem-pci,id=a,memdev=fp,node=0"}).problem.find("one tier only"), std::string::npos);
+  EXPECT_NE(with({"-object", fast, "-object", slow, "-device", "virtio-mem-pci,memdev=fp,node=0", "-device", "virtio-mem-pci,id=b,memdev=sp,node=1"}).problem.find("without an id"), std::string::npos);
+  EXPECT_NE(with({"-object", fast, "-object", "memory-backend-ram,id=sp,size=2G", "-device", "virtio-mem-pci,id=a,memdev=fp,node=0", "-device", "virtio-mem-pci,id=b,memdev=sp,node=1"}).problem.find("named files"), std::string::npos);
+  EXPECT_NE(with({}).problem.find("virtio-balloon"), std::string::npos);
+}
+
 TEST(Discovery, SaysWhatIsMissing) {
   auto without = [](std::vector<std::string> line, const std::string& flag, const std::string& part) {
     for (size_t i = 0; i + 1 < line.size(); i++)
@@ -136,6 +162,18 @@ TEST(Discovery, OneNameIsOneVm) {
   ASSERT_EQ(vms.size(), 2u);
   EXPECT_EQ(vms[0].name, "web");
   EXPECT_EQ(vms[1].name, "web-101");
+}
+
+TEST(Discovery, OnlyThoseBelowADirectory) {
+  Tree tree;
+  tree.process(100, plain("web"));
+  tree.process(101, plain("db"));
+  EXPECT_EQ(find_qemus(tree.root, {"/run/vm"}).size(), 2u);
+  const auto one = find_qemus(tree.root, {"/run/vm/db", "/run/other"});
+  ASSERT_EQ(one.size(), 1u);
+  EXPECT_EQ(one[0].pid, 101);
+  EXPECT_TRUE(find_qemus(tree.root, {"/run/vm/d"}).empty()) << "the beginning of a name is no directory";
+  EXPECT_EQ(find_qemus(tree.root, {"/run/vm/db/../web"}).size(), 1u);
 }
 
 TEST(Packing, EveryPairOfSizesHasItsNumber) {

@@ -52,18 +52,28 @@ Result<std::unique_ptr<Guest>> Guest::start(const GuestOptions& o) {
   };
   std::vector<std::string> arguments{
       "qemu-system-x86_64", "-name", o.name, "-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35",
-      "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", mib(o.fast_bytes + o.slow_bytes),
+      "-accel", o.icount ? "tcg,thread=single" : "tcg,thread=multi", "-cpu", "max", "-smp", std::to_string(o.cpus),
+      "-m", mib(o.fast_bytes + o.slow_bytes) + (o.plug_bytes ? ",maxmem=" + mib(o.fast_bytes + o.slow_bytes + 2 * o.plug_bytes) : ""),
       "-object", backend("fast", o.fast_bytes), "-object", backend("slow", o.slow_bytes),
-      "-numa", "node,nodeid=0,cpus=0-1,memdev=fast", "-numa", "node,nodeid=1,memdev=slow",
+      "-numa", "node,nodeid=0,cpus=0-" + std::to_string(o.cpus - 1) + ",memdev=fast", "-numa", "node,nodeid=1,memdev=slow",
       "-numa", "dist,src=0,dst=1,val=20",
-      "-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on" +
-          std::string(o.qtest ? ",addr=4,disable-legacy=off,disable-modern=on,ioeventfd=off" : ""),
       // one client each: ours first, then the one that tierhostd finds
       "-qmp", "unix:" + dir + "/test-qmp,server=on,wait=off", "-qmp", "unix:" + dir + "/qmp,server=on,wait=off",
       "-device", "virtio-serial-pci", "-chardev", "socket,id=flex,path=" + dir + "/agent,server=on,wait=off",
       "-device", "virtserialport,chardev=flex,name=org.hypertier.flex.0",
       "-serial", "file:" + dir + "/console",
       "-chardev", "socket,id=control,path=" + dir + "/control,server=on,wait=off", "-serial", "chardev:control"};
+  if (o.icount)
+    for (const char* a : {"-icount", "shift=1,sleep=off"}) arguments.push_back(a);
+  if (o.plug_bytes)
+    for (const auto& [tier, node] : {std::pair<std::string, std::string>{"fast", "0"}, {"slow", "1"}})
+      for (const std::string& a : {std::string("-object"), "memory-backend-file,id=" + tier + "-plug,mem-path=" + dir + "/" + tier + "-plug,size=" + mib(o.plug_bytes) + ",share=on,align=2M",
+                                   std::string("-device"), "virtio-mem-pci,id=vmem-" + tier + ",memdev=" + tier + "-plug,node=" + node})
+        arguments.push_back(a);
+  else
+    for (const std::string& a : {std::string("-device"), "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on" +
+                                 std::string(o.qtest ? ",addr=4,disable-legacy=off,disable-modern=on,ioeventfd=off" : "")})
+      arguments.push_back(a);
   if (o.boot) {
     std::string kernel;
     std::error_code error;

@@ -18,11 +18,15 @@ struct GuestOptions {
   unsigned long long fast_bytes = 256ULL << 20;
   unsigned long long slow_bytes = 512ULL << 20;
   bool boot = true;       // false: stopped at reset, no guest
+  int cpus = 2;
+  bool icount = false;    // its clock counts its instructions, however slow they are
   int boot_seconds = 400;  // until its kernel must be up
   bool qtest = false;     // with a qtest socket and a legacy balloon in slot 4
   std::string directory;  // for its files; empty: a new one on tmpfs
   bool mounts = false;    // a tmpfs of its own for each tier, so that it can be capped
   bool memfd = false;     // memory without a name
+  // Beside the tiers, memory of each that a virtio-mem device plugs; without balloon. 0: none.
+  unsigned long long plug_bytes = 0;
 };
 
 class Guest {

@@ -55,7 +55,7 @@ double mean_ratio(Child& workload, Meter& meter, bool two) {
     for (; waited < 60 && ballooned_pages(two) - start != pages; waited++) workload.ask("run 50000", "done");
     if (waited == 60) die("the balloon does not get to " + std::to_string(pages) + " pages, it has " + std::to_string(ballooned_pages(two) - start));
     meter.take();
-    for (int i = 0; i < 3; i++) workload.ask("run " + std::to_string(kWindow), "done");
+    for (int i = 0; i < 8; i++) workload.ask("run " + std::to_string(kWindow), "done");
     const Truth seen = meter.take();
     std::printf("  %s: %3lu MiB fast and %3lu MiB slow taken: hit ratio %.3f\n", two ? "two balloons" : "one balloon ", target.fast,
                 target.slow, seen.ratio());

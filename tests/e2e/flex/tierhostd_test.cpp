@@ -26,6 +26,7 @@
 
 #include "guest.hpp"
 #include "qtest_guest.hpp"
+#include "vm/discovery.hpp"
 
 using namespace hypertier;
 using namespace hypertier::test;
@@ -44,26 +45,29 @@ struct Output {
 // The host's daemon with its own socket and state.
 class Host : public ::testing::Test {
  protected:
-  std::string dir;
-  int daemon = -1;
+  std::string dir, vms_dir;  // vms_dir: what the daemon is to see of this machine
+  int daemon = -1, guests_made = 0;
 
   void SetUp() override {
     char pattern[] = "/tmp/hypertier-host-XXXXXX";
     dir = mkdtemp(pattern);
+    char on_tmpfs[] = "/dev/shm/hypertier-vms-XXXXXX";
+    vms_dir = mkdtemp(on_tmpfs);
     start();
   }
   void TearDown() override {
     stop(SIGTERM);
     std::filesystem::remove_all(dir);
+    std::filesystem::remove_all(vms_dir);
   }
   static std::string bin(const std::string& name) { return std::string(getenv("FLEX_BIN")) + "/" + name; }
   void start() {
     daemon = fork();
     if (daemon == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);
-      const auto socket = "--socket=" + dir + "/sock", state = "--state-dir=" + dir, metrics = "--metrics-file=" + dir + "/metrics";
+      const auto socket = "--socket=" + dir + "/sock", state = "--state-dir=" + dir, metrics = "--metrics-file=" + dir + "/metrics", below = "--qmp-below=" + vms_dir;
       const auto program = bin("tierhostd");
-      execl(program.c_str(), "tierhostd", socket.c_str(), state.c_str(), metrics.c_str(), "--tick-ms=200", "--no-bpf", nullptr);
+      execl(program.c_str(), "tierhostd", socket.c_str(), state.c_str(), metrics.c_str(), below.c_str(), "--tick-ms=200", "--no-bpf", nullptr);
       _exit(127);
     }
     for (int i = 0; i < 100 && access((dir + "/sock").c_str(), F_OK); i++) std::this_thread::sleep_for(50ms);
@@ -104,7 +108,7 @@ class Host : public ::testing::Test {
     ADD_FAILURE() << name << " is not " << state << ": " << last.dump();
     return last;
   }
-  static GuestOptions options(const std::string& name, bool boot, unsigned long long fast, unsigned long long slow) {
+  GuestOptions options(const std::string& name, bool boot, unsigned long long fast, unsigned long long slow) {
     GuestOptions o;
     o.name = name;
     o.boot = boot;
@@ -113,6 +117,8 @@ class Host : public ::testing::Test {
     o.fast_bytes = fast;
     o.slow_bytes = slow;
     o.append = "init_on_free=1";
+    o.directory = vms_dir + "/" + std::to_string(guests_made++);
+    mkdir(o.directory.c_str(), 0700);
     return o;
   }
   bool has_event(const std::string& name, const std::string& event) {
@@ -309,6 +315,89 @@ TEST_F(Tierhostd, CapsATierAndFindsMemoryWithoutAName) {
   EXPECT_EQ(json["tiers"][0]["resident_bytes"], fast.st_blocks * 512ULL);
 }
 
+// A guest with the stock kernel's virtio_mem and nothing of ours.
+TEST_F(Tierhostd, PlugsAndUnplugsWithoutTheDriver) {
+  auto settings = options("plug", true, 192 * kMiB, 128 * kMiB);
+  settings.plug_bytes = 256 * kMiB;
+  settings.append += " memhp_default_state=online_movable";
+  auto started = Guest::start(settings);
+  ASSERT_TRUE(started) << started.error().message;
+  auto& guest = **started;
+  const auto resident = [&](const std::string& tier) { return guest.resident_bytes(tier) + guest.resident_bytes(tier + "-plug"); };
+  const auto guest_kib = [&](int node, const std::string& field) {
+    auto text = guest.run("grep -o '" + field + ": *[0-9]*' /sys/devices/system/node/node" + std::to_string(node) + "/meminfo | grep -o '[0-9]*$'");
+    return text ? std::strtoll(text->c_str(), nullptr, 10) : -1;
+  };
+  // The guest takes its time after QEMU counts it as plugged.
+  const auto becomes = [&](const std::function<long long()>& value, long long wanted) {
+    for (int i = 0; i < 100 && value() != wanted; i++) std::this_thread::sleep_for(200ms);
+    return value();
+  };
+  const auto plugged = [&](int t, unsigned long long bytes) {
+    for (int i = 0; i < 300; i++) {
+      const auto json = vm("plug");
+      if (json.is_object() && json["state"] == "managed" && json["tiers"][static_cast<size_t>(t)]["claimed_balloon_bytes"] == 256 * kMiB - bytes) return true;
+      std::this_thread::sleep_for(200ms);
+    }
+    return false;
+  };
+  ASSERT_TRUE(guest.run("insmod /modules/virtio_mem.ko"));
+  auto json = wait_for("plug", "managed");
+  EXPECT_EQ(json["channel"], "virtio-mem");
+  EXPECT_EQ(json["tiers"][0]["size_bytes"], 448 * kMiB);
+  EXPECT_EQ(json["tiers"][1]["fixed_bytes"], 128 * kMiB);
+  EXPECT_EQ(json["tiers"][0]["target_bytes"], 192 * kMiB);
+  const auto fast_before = guest_kib(0, "MemTotal"), slow_before = guest_kib(1, "MemTotal");
+
+  // More of each tier, for that node and no other.
+  auto o = tierctl("set plug --fast 320M");
+  EXPECT_EQ(o.status, 0) << o.err;
+  ASSERT_TRUE(plugged(0, 128 * kMiB)) << vm("plug").dump();
+  EXPECT_EQ(becomes([&] { return guest_kib(0, "MemTotal"); }, fast_before + (128 << 10)), fast_before + (128 << 10));
+  EXPECT_EQ(guest_kib(1, "MemTotal"), slow_before);
+  o = tierctl("set plug --slow 384M");
+  ASSERT_TRUE(plugged(1, 256 * kMiB)) << vm("plug").dump();
+  EXPECT_EQ(becomes([&] { return guest_kib(1, "MemTotal"); }, slow_before + (256 << 10)), slow_before + (256 << 10));
+  EXPECT_EQ(becomes([&] { return vm("plug")["tiers"][1]["resident_bytes"].get<long long>() - static_cast<long long>(resident("slow")); }, 0), 0);
+
+  // Memory in use is taken: its pages move within the guest, data intact.
+  ASSERT_TRUE(guest.run("flexwork hold 1 " + std::to_string(160 * kMiB) + " app & while ! [ -e /tmp/app.in ]; do sleep 0.2; done"));
+  ASSERT_GE(resident("slow"), 160 * kMiB);
+  o = tierctl("set plug --slow 224M --wait 200");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_TRUE(plugged(1, 96 * kMiB)) << vm("plug").dump();
+  EXPECT_LE(resident("slow"), 226 * kMiB);
+  EXPECT_LE(guest.resident_bytes("slow-plug"), 96 * kMiB);
+  EXPECT_EQ(guest_kib(0, "MemTotal") - fast_before, 128 << 10);
+  const auto data = guest.run("echo verify >/tmp/app.in; cat /tmp/app.out");
+  ASSERT_TRUE(data) << data.error().message;
+  EXPECT_EQ(*data, "ok 40960\n");
+
+  // What is there from boot stays, and a new daemon finds the targets in QEMU.
+  o = tierctl("set plug --fast 128M");
+  EXPECT_EQ(o.status, 1);
+  EXPECT_NE(o.err.find("cannot be unplugged"), std::string::npos) << o.err;
+  stop(SIGKILL);
+  start();
+  json = wait_for("plug", "managed");
+  EXPECT_EQ(json["tiers"][0]["target_bytes"], 320 * kMiB);
+  EXPECT_EQ(json["tiers"][1]["target_bytes"], 224 * kMiB);
+  EXPECT_EQ(guest.console().find("Call Trace"), std::string::npos) << guest.console();
+  printf("virtio-mem: slow tier %llu MiB resident at a target of 224 MiB\n", resident("slow") / kMiB);
+
+  // The printed options are those of a VM that is found.
+  o = tierctl("qemu-args web --fast 2G --slow 6G --virtio-mem");
+  EXPECT_EQ(o.status, 0) << o.err;
+  std::vector<std::string> line{"qemu-system-x86_64"};
+  const auto printed = Json::parse(o.out);
+  for (const auto& a : printed["arguments"]) line.push_back(a);
+  const Vm web = parse_qemu(line);
+  EXPECT_EQ(web.problem, "");
+  EXPECT_EQ(web.size_bytes(0), 2048 * kMiB);
+  EXPECT_EQ(web.size_bytes(1), 6144 * kMiB);
+  EXPECT_EQ(tierctl("qemu-args web --fast 2G --slow 700M --virtio-mem").status, 1);
+}
+
 // A name is whatever somebody wrote on a command line; the saved state may be damaged.
 TEST_F(Tierhostd, NamesAndStateAreNotTrusted) {
   const std::string name = "a\x1b[31m\"b\\<c>&";
@@ -340,6 +429,8 @@ TEST_F(Tierhostd, NamesAndStateAreNotTrusted) {
   struct stat state{};
   ASSERT_EQ(stat((dir + "/host.json").c_str(), &state), 0);
   EXPECT_EQ(state.st_mode & 022, 0u) << "others may write it";
+  ASSERT_EQ(stat((dir + "/sock").c_str(), &state), 0);
+  EXPECT_EQ(state.st_mode & 0777, 0600u) << "others may talk to it";
   stop(SIGKILL);
   std::ofstream(dir + "/host.json") << "{\"qos\": tr";
   const std::string line = bin("tierhostd") + " --no-bpf --socket " + dir + "/sock2 --state-dir " + dir + " 2>" + dir + "/damaged";
@@ -386,6 +477,7 @@ class StubDriver {
       auto tier = [&](int t) { return (size_pages << 32) | (claims_all_given[t] ? (kTier >> 12) - 1024 : balloon_pages[t]); };
       guest->claim_stats({{HF_TAG_MAGIC, HF_MAGIC}, {HF_TAG_FAST, tier(0)}, {HF_TAG_SLOW, tier(1)},
                           {HF_TAG_TARGETS, balloon_pages[0] << 32 | balloon_pages[1]}, {HF_TAG_SLOW_MISS, 0}});
+      answers++;
     }
   }
   unsigned long long resident(int t) { return guest->vm().resident_bytes(word(t)); }
@@ -395,6 +487,7 @@ class StubDriver {
   bool claims_all_given[HT_TIERS] = {};
   uint64_t size_pages = kTier >> 12;
   uint64_t balloon_pages[HT_TIERS] = {};
+  int answers = 0;  // to the host's questions
 };
 
 class Stubs : public Host {
@@ -407,7 +500,7 @@ class Stubs : public Host {
     vms[name] = std::make_unique<StubDriver>(std::move(*started));
   }
   // All drivers, until the condition holds.
-  bool run_until(const std::function<bool()>& condition, int seconds = 300) {
+  bool run_until(const std::function<bool()>& condition, int seconds = 60) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
     while (std::chrono::steady_clock::now() < end) {
       for (auto& [name, driver] : vms) {
@@ -505,13 +598,13 @@ TEST_F(Stubs, FourVmsByWeightAndGuaranteeAndAHostileOne) {
   EXPECT_FALSE(has_event("c", "pause")) << "nobody waits for a guarantee";
   // It claims impossible tiers: refused with a sentence, nothing crashes.
   evil.size_pages = 0xffffffff;
-  EXPECT_TRUE(run_until([&] { return evil.guest->stats_taken(); }));
+  EXPECT_TRUE(run_until([&, said = evil.answers] { return evil.answers > said; }, 30)) << dump();
   EXPECT_EQ(tierctl("qos --off").status, 0);
   EXPECT_TRUE(run_until([&] {
     (void)tierctl("set c --fast 32M");
     return has_event("c", "order_failed");
   })) << dump();
-  const auto report = dir + "/report.svg";
+  const std::string report = "flex-report.svg";  // stays in the build directory, to be looked at
   EXPECT_EQ(system((bin("tierctl") + " vm --host-socket " + dir + "/sock report -o " + report + " >/dev/null").c_str()), 0);
   std::ifstream svg(report);
   const std::string text((std::istreambuf_iterator<char>(svg)), {});
@@ -532,14 +625,36 @@ TEST_F(TwoGuests, ShareTheHostByWeight) {
   ASSERT_EQ(tierctl("qos one --fast-weight 1 --slow-weight 1 --fast-guarantee 104M --slow-guarantee 104M").status, 0);
   ASSERT_EQ(tierctl("qos three --fast-weight 3 --slow-weight 3 --fast-guarantee 104M --slow-guarantee 104M").status, 0);
   ASSERT_EQ(tierctl("qos --on --fast-capacity 272M --slow-capacity 272M").status, 0);
-  bool reached = false;
-  for (int i = 0; i < 300 && !reached; i++) {
-    reached = true;
-    for (const auto& [name, bytes] : {std::pair<std::string, unsigned long long>{"one", 104 * kMiB}, {"three", 168 * kMiB}})
-      for (const char* tier : {"fast", "slow"}) reached &= guests[name]->resident_bytes(tier) <= bytes + 2 * kMiB;
-    std::this_thread::sleep_for(500ms);
-  }
-  EXPECT_TRUE(reached) << tierctl("list").out << tierctl("events").out;
+  const auto reaches = [&](unsigned long long one_fast) {
+    for (int i = 0; i < 300; i++) {
+      bool reached = true;
+      for (const auto& [name, fast] : {std::pair<std::string, unsigned long long>{"one", one_fast}, {"three", 272 * kMiB - one_fast}}) {
+        const unsigned long long slow = (name == "one" ? 104 : 168) * kMiB;
+        const auto json = vm(name);
+        reached &= json.is_object() && json["tiers"][0]["target_bytes"] == fast && json["tiers"][1]["target_bytes"] == slow;
+        reached &= guests[name]->resident_bytes("fast") <= fast + 2 * kMiB && guests[name]->resident_bytes("slow") <= slow + 2 * kMiB;
+      }
+      if (reached) return true;
+      std::this_thread::sleep_for(500ms);
+    }
+    return false;
+  };
+  EXPECT_TRUE(reaches(104 * kMiB)) << tierctl("list").out << tierctl("events").out;
+
+  // Who says that he suffers gets more fast memory, up to his limit; said by the
+  // agent of the one, and by the statistics of the other.
+  ASSERT_TRUE(guests["one"]->run("tierd --fresh >/tmp/tierd.log 2>&1 &"));
+  for (int i = 0; i < 150 && vm("one")["channel"] != "agent"; i++) std::this_thread::sleep_for(200ms);
+  ASSERT_TRUE(guests["one"]->run("echo 65536 >$(echo $B/virtio*)/slow_miss_share"));
+  ASSERT_TRUE(guests["three"]->run("echo 0 >$(echo $B/virtio*)/slow_miss_share"));
+  ASSERT_EQ(tierctl("qos one --fast-limit 160M").status, 0);
+  ASSERT_EQ(tierctl("qos --allocator slowdown").status, 0);
+  EXPECT_TRUE(reaches(160 * kMiB)) << tierctl("list").out << tierctl("events").out;
+  EXPECT_EQ(vm("one")["slow_miss_share"], 1.0);
+  EXPECT_EQ(vm("one")["channel"], "agent");
+  EXPECT_EQ(vm("three")["channel"], "balloon");
+  ASSERT_TRUE(guests["one"]->run("echo 0 >$(echo $B/virtio*)/slow_miss_share"));
+  EXPECT_TRUE(reaches(104 * kMiB)) << tierctl("list").out << tierctl("events").out;
   for (auto& [name, guest] : guests) EXPECT_EQ(guest->console().find("Call Trace"), std::string::npos) << guest->console();
 }
 
