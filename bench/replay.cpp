@@ -385,6 +385,7 @@ struct Options {
   __u64 misses = 200000;  // per epoch
   double fast_share = 0.2;
   unsigned seed = 1;
+  heattree_settings heattree = HEATTREE_DEFAULTS;
   bool verbose = false;
 };
 
@@ -408,6 +409,7 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   Memory memory(pages);
   Rules rules;
   rules.tree = policy == "heattree";
+  rules.heattree = options.heattree;
   std::vector<__u64> all(pages);
   std::iota(all.begin(), all.end(), 0);
   std::shuffle(all.begin(), all.end(), rng);
@@ -511,6 +513,12 @@ int main(int argc, char** argv) {
   app.add_option("--misses", options.misses, "an epoch")->capture_default_str();
   app.add_option("--fast", options.fast_share, "fast tier's share of the footprint")->capture_default_str();
   app.add_option("--seed", options.seed)->capture_default_str();
+  heattree_settings& tree = options.heattree;
+  for (auto [setting, value] : {std::pair("margin_percent", &tree.margin_percent), std::pair("trial_keep", &tree.trial_keep),
+                                std::pair("recent_keep", &tree.recent_keep), std::pair("open_epochs", &tree.open_epochs),
+                                std::pair("pay_epochs", &tree.pay_epochs), std::pair("slow_extra_ns", &tree.slow_extra_ns),
+                                std::pair("swap_misses", &tree.swap_misses)})
+    app.add_option(std::string("--") + setting, *value, "of heattree")->capture_default_str();
   app.add_flag("--verbose", options.verbose, "each tenth epoch");
   CLI11_PARSE(app, argc, argv);
 

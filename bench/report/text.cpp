@@ -55,7 +55,7 @@ struct Row {
 };
 
 const std::vector<std::string> kHead = {"system", "seeds", "final true hit ratio", "share of the oracle's gain", "90 % of the oracle after", "pages moved", "moved in vain",
-                                        "flush calls / moved page", "flush calls / hot page gained", "flush calls", "carried out", "work lost", "CPU of its threads", "modelled time", "s"};
+                                        "flush calls / moved page", "flush calls / hot page gained", "flush calls", "carried out / moved page", "work lost", "CPU of its threads", "modelled time", "s"};
 
 Row row_of(const Results& results, const std::string& workload, const std::string& system) {
   const std::vector<Cell>& cells = results.of(workload, system);
@@ -70,7 +70,7 @@ Row row_of(const Results& results, const std::string& workload, const std::strin
            show(over(cells, [&](const Cell& c) { return ratio(flushes(c), static_cast<double>(c.moved_pages)); }), "%.4f"),
            show(over(cells, [&](const Cell& c) { return ratio(flushes(c), static_cast<double>(c.hot_gained)); }), "%.3f"),
            show(over(cells, [&](const Cell& c) { return std::optional(flushes(c)); }), "%.0f"),
-           show(over(cells, [](const Cell& c) { return c.flushes_carried_out; }), "%.0f"),
+           show(over(cells, [](const Cell& c) { return c.flushes_carried_out ? ratio(*c.flushes_carried_out, static_cast<double>(c.moved_pages)) : std::nullopt; }), "%.4f"),
            still ? "0" : show(over(cells, [&](const Cell& c) { return results.lost_time(c); }), "%.1f %%", 100),
            show(over(cells, [](const Cell& c) { return std::optional(c.cpu_share); }), "%.1f %%", 100),
            show(over(cells, [&](const Cell& c) {

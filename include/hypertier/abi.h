@@ -211,7 +211,7 @@ struct tier_scope {
 	__u32 processes;
 	__u32 cpus;		/* online */
 	__u32 period;		/* simulated or real misses per sample */
-	/* pairs on trial in the last epoch: 4 KiB pages, by the tier they were in,
+	/* pairs on trial that count in this epoch: 4 KiB pages, by the tier they were in,
 	 * and the samples they had in this one */
 	__u64 trial_pages[HT_TIERS];
 	__u64 trial_hits[HT_TIERS];
