@@ -51,12 +51,18 @@ static inline __u32 heattree_sqrt(__u64 value)
 	return (__u32)root;
 }
 
-/* Samples, in 1/256, that a swap has to gain in each of pay_epochs epochs, times swaps. */
+/*
+ * Samples, in 1/256, that a swap has to gain in each of pay_epochs epochs, times
+ * swaps. Of a source that counts no misses nobody knows what a sample is worth:
+ * then it is enough to gain.
+ */
 static inline __s64 heattree_cost(__s64 swaps, const struct tier_scope *scope, const struct heattree_settings *s)
 {
 	__u64 misses = s->swap_misses;
-	__u64 per = (__u64)(scope->period ? scope->period : 1) * (s->pay_epochs ? s->pay_epochs : 1);
+	__u64 per = (__u64)scope->period * (s->pay_epochs ? s->pay_epochs : 1);
 
+	if (!per)
+		return 0;
 	if (!misses)
 		misses = scope->swap_ns && s->slow_extra_ns ? scope->swap_ns / s->slow_extra_ns : 50;
 	return (__s64)((__u64)swaps * misses / per);

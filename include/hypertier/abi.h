@@ -152,7 +152,7 @@ enum tier_action {
 	TIER_ACTIONS,
 	/*
 	 * In admit only, as hot->action with the answer false: not now, but watch
-	 * both sides for an epoch and say what the swap would have brought
+	 * both sides for some epochs and say what the swap would have brought
 	 * (trial_* of the scope). Admitted pairs are watched as well.
 	 */
 	TIER_TRY = 16,
@@ -210,7 +210,7 @@ struct tier_scope {
 	__u32 ranges;
 	__u32 processes;
 	__u32 cpus;		/* online */
-	__u32 period;		/* simulated or real misses per sample */
+	__u32 period;		/* misses per sample; 0: the source counts none (abit) */
 	/* pairs on trial that count in this epoch: 4 KiB pages, by the tier they were in,
 	 * and the samples they had in this one */
 	__u64 trial_pages[HT_TIERS];

@@ -57,9 +57,9 @@ struct Hotset {
   double bound;  // share of the best possible that must be reached; 0: printed
 };
 
-void abit_test(const Hotset& set, uint64_t seed) {
+void abit_test(const Hotset& set, const std::string& policy, uint64_t seed) {
   truth_reset();  // the one before left its page counts
-  std::printf("accessed bits alone, hot pieces of %s, seed %llu\n", set.piece.c_str(), ull(seed));
+  std::printf("accessed bits alone, %s, hot pieces of %s, seed %llu\n", policy.c_str(), set.piece.c_str(), ull(seed));
   tighten_reserve();
   Child hotset({"hotset", "--size", "384M", "--hot", "64M", "--piece", set.piece, "--seed", std::to_string(seed), "--place", "slow-hot"});
   hotset.expect("ready");
@@ -73,7 +73,7 @@ void abit_test(const Hotset& set, uint64_t seed) {
 
   Tierd tierd({"--source", "abit"});
   FlushCounter flushes;
-  tierctl({"load", "hyperplace"});
+  tierctl({"load", policy});
   const uint64_t first = counters().epochs;
   uint64_t epoch = 0, reached = 0;
   double ratio = 0;
@@ -88,6 +88,7 @@ void abit_test(const Hotset& set, uint64_t seed) {
   }
   std::printf("\n");
   const json status = tierctl({"status"});
+  std::printf("      last epoch: %s\n", status.at("scopes").at(0).at("last_epoch").at("text").get<std::string>().c_str());
   std::printf("      sampling %s\n", status.at("sampling").dump().c_str());
   const json& sampling = status.at("sampling");
   const double share = sampling.at("cpu_share"), share_max = sampling.at("cpu_share_max");
@@ -161,12 +162,14 @@ int main(int argc, char** argv) {
   uint64_t seed = 1;
   CLI::App* abit = app.add_subcommand("abit", "accessed bits alone find the hot set");
   abit->add_option("--seed", seed);
+  std::string policy = "hyperplace";
+  abit->add_option("--policy", policy)->capture_default_str();
   std::vector<std::string> pieces = {"2M", "64K", "4K"};
   abit->add_option("--piece", pieces);
   CLI::App* rate = app.add_subcommand("rate", "sampling holds its CPU budget");
   CLI11_PARSE(app, argc, argv);
   if (abit->parsed())
-    for (const std::string& piece : pieces) abit_test({piece, piece == "2M" ? 0.9 : 0}, seed);
+    for (const std::string& piece : pieces) abit_test({piece, piece == "2M" ? 0.9 : 0}, policy, seed);
   if (rate->parsed()) rate_test();
   return checks.status();
 }
