@@ -450,7 +450,8 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
     input.tier_pages[HT_TIER_SLOW] = slow.used;
   }
   input.cpus = cpus_;
-  input.period = static_cast<std::uint32_t>(std::min<std::uint64_t>(period(), UINT32_MAX));
+  // Accessed bits count no misses.
+  input.period = source_.events.empty() ? 0 : static_cast<std::uint32_t>(std::min<std::uint64_t>(period(), UINT32_MAX));
   input.budget_ns = static_cast<std::uint64_t>(terms.epoch_ms) * 1'000'000ULL;
   input.moves = (terms.flags & HT_POLICY_NO_MOVES) == 0;
   input.estimated = (terms.flags & HT_POLICY_ESTIMATED) != 0;
