@@ -397,12 +397,13 @@ void Tiering::make_room_for_balloon(const Scope& scope, __u64 used_pages, EpochI
   balloon_.demote_first(kBalloonPatienceMs);
   const __u64 missing = balloon_.fast_missing_bytes() / HT_PAGE_SIZE;
   if (missing == 0) return;
-  __u64 part = missing;
+  __u64 part = 0;
   {
     std::lock_guard held(standings_lock_);
     const Standing& own = standings_.at(scope.cgroup_id());
-    if (standings_.size() > 1 && own.demand && used_pages)
-      part = missing * std::min(own.demand->fast_pages, used_pages) / used_pages;
+    // By what it has there; until that is known, in equal parts.
+    if (own.demand && used_pages && standings_.size() > 1) part = missing * std::min(own.demand->fast_pages, used_pages) / used_pages;
+    else part = missing / standings_.size();
   }
   input.surplus_pages = std::max(input.surplus_pages, part);
   input.accounts = true;      // it must know what it has there
