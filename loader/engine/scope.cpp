@@ -363,6 +363,7 @@ Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
   walk_budget_pages_ = settings_.max_walk_pages;
   const std::size_t batch_size = walk_batch();
   const __u64 demoted_before = report.moved.demoted_pages;
+  const __u64 limited_before = report.rate_limited_pages;
   const auto left = [&] { return over - std::min(over, report.moved.demoted_pages - demoted_before); };
   bool stopped = false;
   for (std::size_t rank = ranked_.size(); left() && rank > 0 && !stopped;) {
@@ -376,25 +377,32 @@ Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
       batch.push_back(index);
       bound += residency.known() ? residency.tier_pages[HT_TIER_FAST] : ranges_[index].mapped_pages;
     }
-    // Pages that cannot move now are made up for by those that follow them.
+    // Pages that cannot move now are made up for by those that follow them: a walk
+    // goes on where it stopped, a list that needs none has them before the others.
+    __u64 stuck = 0;
     while (left() && !batch.empty() && !stopped) {
       std::vector<Listed> listed;
-      if (auto walked = walk(batch, HT_TIER_FAST, std::max(kOverplan * left(), kBoundListMin), listed, report); !walked)
-        return walked;
-      for (auto page = listed.begin(); left() && page != listed.end() && !stopped;) {
+      const __u64 wanted = std::max(kOverplan * left(), kBoundListMin);
+      if (auto walked = walk(batch, HT_TIER_FAST, stuck + wanted, listed, report); !walked) return walked;
+      __u64 seen = 0;
+      auto page = listed.begin();
+      for (; page != listed.end() && seen < stuck; ++page) seen += page->pages();
+      const __u64 left_before = left();
+      while (left() && page != listed.end() && !stopped) {
         std::vector<PlanEntry> plan;
         for (__u64 planned = 0; page != listed.end() && planned < left(); ++page) {
           plan.push_back({0, page->page, kNoRange, page->range});
           planned += page->pages();
+          seen += page->pages();
         }
         if (auto moved = move(input, plan, HT_UNKNOWN64, report); !moved) return moved;
-        stopped = input.dry_run || report.rate_limited_pages;
+        stopped = input.dry_run || report.rate_limited_pages > limited_before;
       }
       stopped |= !walk_budget_pages_;
       // Again those whose list was cut short.
-      std::erase_if(batch, [&](__u32 index) {
-        return listed.empty() || partition_->knows_pages() || !partition_->residency(index).cursor;
-      });
+      const bool all = partition_->knows_pages() ? seen < stuck + wanted : listed.empty();
+      if (partition_->knows_pages()) stuck = seen - std::min(seen, left_before - left());
+      std::erase_if(batch, [&](__u32 index) { return all || (!partition_->knows_pages() && !partition_->residency(index).cursor); });
     }
   }
   if (left() < over && report.decision != Decision::kMoved) report.decision = Decision::kOverBudget;
