@@ -33,13 +33,13 @@ namespace {
 constexpr uint64_t kPage = 4096, kLine = 64;
 constexpr uint64_t kPiece = 8 << 20;     // of stream
 constexpr uint64_t kKeptMappings = 4;    // of map
-constexpr unsigned kBurstMs = 100;
-constexpr uint64_t kBurstAccesses = 2000;
+constexpr unsigned kBurstMs = 200;
+constexpr uint64_t kBurstAccesses = 1000;
 
 struct Options {
   std::string kind;
   uint64_t size = 6 << 20;
-  uint64_t more = 1 << 20;  // that map maps, and a child of fork touches, at a time
+  uint64_t more = 512 << 10;  // that map maps, and a child of fork touches, at a time
   uint64_t seed = 1;
 };
 
@@ -97,12 +97,12 @@ class Work {
   }
 
   void breed() {
-    if (++bursts_ % 3) return;
+    if (++bursts_ % 2) return;
     if (fork()) return;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     touch(region_, options_.size / 8);
     touch(map(options_.more), options_.more);
-    usleep(5 * kBurstMs * 1000);
+    usleep(3 * kBurstMs * 1000);
     _exit(0);
   }
 
