@@ -59,6 +59,9 @@ struct EngineSettings {
   // How long the result of a walk is taken for true, epochs; a range that pages
   // were moved in is walked again in any case.
   __u32 residency_epochs = 8;
+  // A scope with a bound and no more resident pages than this is walked whole each
+  // epoch (10 ns a page): it knows of every page that came.
+  __u64 recheck_pages = 1 << 14;
   // Estimated ranges: most of them, and how often they are drawn anew: every
   // epoch up to pass_pages pages, less often with more.
   __u32 max_estimated_ranges = HT_RANGES_MAX / 2;

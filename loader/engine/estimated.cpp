@@ -171,7 +171,7 @@ void EstimatedPartition::drop(__u64 space) {
 
 // --------------------------------------------------------------- where pages are
 
-std::vector<Partition::Span> EstimatedPartition::to_walk(__u64 budget_pages) {
+std::vector<Partition::Span> EstimatedPartition::to_walk(__u64 budget_pages, std::span<const __u64> changed) {
   std::vector<Span> spans;
   auto take = [&](__u64 space, __u64 start, __u64 end, __u64& budget) {
     __u64 pages = std::min((end - start) >> HT_PAGE_SHIFT, budget);
@@ -190,6 +190,11 @@ std::vector<Partition::Span> EstimatedPartition::to_walk(__u64 budget_pages) {
       take(f.space, std::max(f.start, m->start), std::min(f.end, m->end), budget);
   }
   fresh_.erase(fresh_.begin(), fresh_.begin() + static_cast<std::ptrdiff_t>(done));
+
+  for (__u64 space : changed)
+    if (auto s = spaces_.find(space); s != spaces_.end())
+      for (const Mapping& m : s->second)
+        if (budget && spans.size() < HT_WALKS_MAX / 2) take(space, m.start, m.end, budget);
 
   budget = std::min(budget_pages, std::max(kWalkMinPages, estimate_.pages() / kWalkTurnEpochs));
   // The turn goes by presence: address space that holds nothing costs little.

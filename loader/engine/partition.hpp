@@ -37,6 +37,11 @@ struct Residency {
   bool known() const { return tier_pages[HT_TIER_FAST] != HT_UNKNOWN64; }
   __u64 pages() const { return tier_pages[HT_TIER_FAST] + tier_pages[HT_TIER_SLOW]; }
 
+  void restart() {
+    cursor = 0;
+    partial_pages[HT_TIER_FAST] = partial_pages[HT_TIER_SLOW] = partial_huge_pages = 0;
+  }
+
   // A page was moved to that tier. Where the page has been counted, in the last
   // walk and in the one that goes on, it is counted there from now on.
   void move(ht_page_t page, ht_tier to) {
@@ -110,8 +115,9 @@ class Partition {
     __u64 end = 0;
   };
   virtual bool knows_pages() const { return false; }
-  // Each within one mapping, about so many pages in all.
-  virtual std::vector<Span> to_walk(__u64 /*pages*/) { return {}; }
+  // Each within one mapping, about so many pages in all. changed: spaces that may
+  // have got or lost pages; of the others some are looked at in turn.
+  virtual std::vector<Span> to_walk(__u64 /*pages*/, std::span<const __u64> /*changed*/) { return {}; }
   // The walk of a span ended at next; pages of both tiers, by address.
   virtual void walked(const Span& /*span*/, __u64 /*next*/, std::span<const ht_page_t> /*pages*/) {}
   virtual void list(std::size_t /*index*/, ht_tier /*tier*/, __u64 /*max_pages*/, std::vector<Listed>& /*listed*/) {}

@@ -30,6 +30,8 @@ constexpr __u64 kWithheldEpochs = 32;
 // not count: what is hot for one or two (the front of a sweep) is no gain.
 constexpr __u64 kTrialEpochs = 4;
 constexpr __u64 kTrialFirst = 3;
+// Fewest pages that are listed to get below a bound: some may not move.
+constexpr __u64 kBoundListMin = 512;
 
 constexpr double kSwapSmoothing = 0.1;
 
@@ -132,7 +134,7 @@ void Scope::use(const EpochInput& input) {
 
 Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report) {
   use(input);
-  if (auto done = look(report); !done) return done;
+  if (auto done = look(input, report); !done) return done;
   ranges_ = {buffer_.get(), partition_->fill({buffer_.get(), HT_RANGES_MAX})};
   for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
   results_.resize(ranges_.size());
@@ -145,7 +147,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
   report.ranges_visited += ranges_.size();
   if (input.accounts)
-    if (auto done = account(report); !done) return done;
+    if (auto done = account(input, report); !done) return done;
   describe(input, samples, report);
 
   // Twice if the first policy leaves on the way: nothing was moved by then.
@@ -226,10 +228,17 @@ void Scope::end_trial() {
   trial_epoch_ = 0;
 }
 
+// Which spaces may have other pages, or have them elsewhere, than was found last:
+// those whose size or mappings differ from the last poll. The kernel adds up
+// a size by CPU, so that it may lag by some dozens of pages, and as many may
+// have come as went: of a small scope with a bound all are looked at.
+bool Scope::changed(const EpochInput& input, const Space& space) const {
+  return space.changed_epoch == epoch_ || (input.fast_max_pages != HT_UNKNOWN64 && rss_pages_ <= settings_.recheck_pages);
+}
+
 // Walks what may have changed since it was walked, so that the scope knows all
-// that it has in each tier: a space whose size and mappings are those of the
-// last poll, and in which nothing was moved, is believed.
-Result<> Scope::account(EpochReport& report) {
+// that it has in each tier.
+Result<> Scope::account(const EpochInput& input, EpochReport& report) {
   if (partition_->knows_pages()) return {};  // it had its walks in look()
   walk_budget_pages_ = settings_.max_walk_pages;
   std::vector<__u32> batch;
@@ -241,12 +250,15 @@ Result<> Scope::account(EpochReport& report) {
     return done;
   };
   for (__u32 i = 0; i < ranges_.size() && walk_budget_pages_; ++i) {
-    const Residency& residency = partition_->residency(i);
+    Residency& residency = partition_->residency(i);
     auto space = spaces_.spaces().find(ranges_[i].space);
     if (space == spaces_.spaces().end()) continue;
-    if (residency.known() && residency.walked_epoch >= space->second.changed_epoch &&
+    if (residency.known() && residency.walked_epoch >= space->second.changed_epoch && !changed(input, space->second) &&
         epoch_ - residency.walked_epoch < settings_.residency_epochs)
       continue;
+    // What an unfinished walk has passed may have changed as well. Only a range
+    // that no epoch can walk whole goes on where it was.
+    if (walk_cost(ranges_[i], space->second, ranges_[i].mapped_pages) <= settings_.max_walk_pages) residency.restart();
     batch.push_back(i);
     if (batch.size() == kWalkBatch)
       if (auto done = flush(); !done) return done;
@@ -257,6 +269,9 @@ Result<> Scope::account(EpochReport& report) {
 // Exchanges cold pages of fast memory for hot ones of slow memory.
 Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
+  // What is beyond the bound goes first, where the rate is short.
+  reserved_pages_ = own_pages_[HT_TIER_FAST] > input.fast_max_pages ? own_pages_[HT_TIER_FAST] - input.fast_max_pages : 0;
+  reserved_pages_ = std::max(reserved_pages_, input.surplus_pages);
   if (auto done = select_hot(report); !done) return done;
   if (ranked_.empty() || !ranges_[ranked_.front()].heat) {
     report.decision = Decision::kNoHeat;
@@ -344,13 +359,16 @@ Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
   fast -= std::min(fast, report.moved.demoted_pages);
   const __u64 over = std::max(fast > input.fast_max_pages ? fast - input.fast_max_pages : 0, input.surplus_pages);
   report.over_pages = over;
+  reserved_pages_ = 0;
   walk_budget_pages_ = settings_.max_walk_pages;
   const std::size_t batch_size = walk_batch();
-  std::size_t rank = ranked_.size();
-  __u64 done_pages = 0;
-  while (done_pages < over && rank > 0) {
+  const __u64 demoted_before = report.moved.demoted_pages;
+  const __u64 limited_before = report.rate_limited_pages;
+  const auto left = [&] { return over - std::min(over, report.moved.demoted_pages - demoted_before); };
+  bool stopped = false;
+  for (std::size_t rank = ranked_.size(); left() && rank > 0 && !stopped;) {
     std::vector<__u32> batch;
-    for (__u64 bound = 0; rank > 0 && bound < over - done_pages && batch.size() < batch_size; --rank) {
+    for (__u64 bound = 0; rank > 0 && bound < left() && batch.size() < batch_size; --rank) {
       const __u32 index = ranked_[rank - 1];
       ++report.ranges_visited;
       const Residency& residency = partition_->residency(index);
@@ -359,26 +377,35 @@ Result<> Scope::keep_bounds(const EpochInput& input, EpochReport& report) {
       batch.push_back(index);
       bound += residency.known() ? residency.tier_pages[HT_TIER_FAST] : ranges_[index].mapped_pages;
     }
-    if (batch.empty()) break;
-    std::vector<Listed> listed;
-    const __u64 moved_before = report.moved.demoted_pages;
-    if (auto walked = walk(batch, HT_TIER_FAST, over - done_pages, listed, report); !walked) return walked;
-    std::vector<PlanEntry> plan;
-    __u64 planned = 0;
-    for (const Listed& page : listed) {
-      if (planned >= over - done_pages) break;
-      plan.push_back({0, page.page, kNoRange, page.range});
-      planned += page.pages();
+    // Pages that cannot move now are made up for by those that follow them: a walk
+    // goes on where it stopped, a list that needs none has them before the others.
+    __u64 stuck = 0;
+    while (left() && !batch.empty() && !stopped) {
+      std::vector<Listed> listed;
+      const __u64 wanted = std::max(kOverplan * left(), kBoundListMin);
+      if (auto walked = walk(batch, HT_TIER_FAST, stuck + wanted, listed, report); !walked) return walked;
+      __u64 seen = 0;
+      auto page = listed.begin();
+      for (; page != listed.end() && seen < stuck; ++page) seen += page->pages();
+      const __u64 left_before = left();
+      while (left() && page != listed.end() && !stopped) {
+        std::vector<PlanEntry> plan;
+        for (__u64 planned = 0; page != listed.end() && planned < left(); ++page) {
+          plan.push_back({0, page->page, kNoRange, page->range});
+          planned += page->pages();
+          seen += page->pages();
+        }
+        if (auto moved = move(input, plan, HT_UNKNOWN64, report); !moved) return moved;
+        stopped = input.dry_run || report.rate_limited_pages > limited_before;
+      }
+      stopped |= !walk_budget_pages_;
+      // Again those whose list was cut short.
+      const bool all = partition_->knows_pages() ? seen < stuck + wanted : listed.empty();
+      if (partition_->knows_pages()) stuck = seen - std::min(seen, left_before - left());
+      std::erase_if(batch, [&](__u32 index) { return all || (!partition_->knows_pages() && !partition_->residency(index).cursor); });
     }
-    if (plan.empty()) {
-      if (!walk_budget_pages_) break;
-      continue;
-    }
-    if (auto moved = move(input, plan, HT_UNKNOWN64, report); !moved) return moved;
-    done_pages += report.moved.demoted_pages - moved_before;
-    if (input.dry_run || report.rate_limited_pages) break;
   }
-  if (done_pages && report.decision != Decision::kMoved) report.decision = Decision::kOverBudget;
+  if (left() < over && report.decision != Decision::kMoved) report.decision = Decision::kOverBudget;
   return {};
 }
 
@@ -507,8 +534,15 @@ bool Scope::fresh(const Residency& residency) const {
 std::size_t Scope::walk_batch() const { return partition_->knows_pages() ? HT_RANGES_MAX : kWalkBatch; }
 
 // Where pages are, for a partition that keeps track of it.
-Result<> Scope::look(EpochReport& report) {
-  std::vector<Partition::Span> spans = partition_->to_walk(walk_share());
+Result<> Scope::look(const EpochInput& input, EpochReport& report) {
+  rss_pages_ = 0;
+  for (const auto& [id, space] : spaces_.spaces())
+    if (space.rss_pages != HT_UNKNOWN64) rss_pages_ += space.rss_pages;
+  std::vector<__u64> changed_spaces;
+  if (input.accounts && partition_->knows_pages())
+    for (const auto& [id, space] : spaces_.spaces())
+      if (changed(input, space)) changed_spaces.push_back(id);
+  std::vector<Partition::Span> spans = partition_->to_walk(walk_share(), changed_spaces);
   for (std::size_t done = 0; done < spans.size();) {
     std::lock_guard hold(machine_.lock);
     ht_walks_run& run = machine_.walks();
@@ -549,6 +583,12 @@ Result<> Scope::look(EpochReport& report) {
   return {};
 }
 
+// No more is visited than is resident (which is not known of files), and one entry
+// for each 2 MiB.
+__u64 Scope::walk_cost(const tier_range& range, const Space& space, __u64 span_pages) {
+  return (range.flags & TIER_RANGE_FILE ? span_pages : std::min(span_pages, space.rss_pages)) + (span_pages >> 9) + 1;
+}
+
 // Walks ranges, each from where its last walk stopped, and lists pages of one
 // tier in that order.
 Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages, std::vector<Listed>& listed,
@@ -571,9 +611,7 @@ Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_ma
     if (space == spaces_.spaces().end() || !walk_budget_pages_ || run.nr == HT_WALKS_MAX) continue;
     __u64 start = std::max(residency.cursor, range.start);
     __u64 span = (range.end - start) >> HT_PAGE_SHIFT;
-    // No more is visited than is resident (which is not known of files), and
-    // one entry for each 2 MiB.
-    __u64 cost = (range.flags & TIER_RANGE_FILE ? span : std::min(span, space->second.rss_pages)) + (span >> 9) + 1;
+    __u64 cost = walk_cost(range, space->second, span);
     if (cost > walk_budget_pages_) {
       span = std::min(span, walk_budget_pages_);
       cost = walk_budget_pages_;
@@ -610,9 +648,7 @@ Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_ma
       residency.huge_pages = residency.partial_huge_pages;
       residency.walked_epoch = epoch_;
       residency.moved = false;
-      residency.cursor = 0;
-      residency.partial_pages[HT_TIER_FAST] = residency.partial_pages[HT_TIER_SLOW] = 0;
-      residency.partial_huge_pages = 0;
+      residency.restart();
       range.walk_epochs = 0;
       range.flags &= ~TIER_RANGE_HUGE;
       if (residency.huge_pages * 2 > residency.pages()) range.flags |= TIER_RANGE_HUGE;
@@ -805,12 +841,13 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
   for (std::size_t next = 0; next < plan.size() && !limited;) {
     __u64 up = promoted;
     __u64 down = demoted;
+    const __u64 rate_pages = rate_.pages() == HT_UNKNOWN64 ? HT_UNKNOWN64 : rate_.pages() - std::min(rate_.pages(), reserved_pages_);
     std::size_t end = next;
     for (; end < plan.size() && end - next < HT_PAIRS_MAX; ++end) {
       const __u64 hot = plan[end].hot_pages();
       const __u64 cold = plan[end].cold_pages();
       if (up + hot > budget_pages || down + cold > budget_pages) break;
-      if (up - promoted + hot + down - demoted + cold > rate_.pages()) {
+      if (up - promoted + hot + down - demoted + cold > rate_pages) {
         for (std::size_t i = end; i < plan.size() && up + plan[i].hot_pages() <= budget_pages; ++i) {
           up += plan[i].hot_pages();
           report.rate_limited_pages += std::max(plan[i].hot_pages(), plan[i].cold_pages());

@@ -76,7 +76,8 @@ class Scope {
   struct Watch;
 
   void describe(const EpochInput& input, __u64 samples, EpochReport& report);
-  [[nodiscard]] Result<> account(EpochReport& report);
+  bool changed(const EpochInput& input, const Space& space) const;
+  [[nodiscard]] Result<> account(const EpochInput& input, EpochReport& report);
   [[nodiscard]] Result<> promote(const EpochInput& input, EpochReport& report);
   [[nodiscard]] Result<> keep_bounds(const EpochInput& input, EpochReport& report);
   void measure_demand(EpochReport& report) const;
@@ -97,7 +98,8 @@ class Scope {
   [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report);
   void use(const EpochInput& input);
-  [[nodiscard]] Result<> look(EpochReport& report);
+  [[nodiscard]] Result<> look(const EpochInput& input, EpochReport& report);
+  static __u64 walk_cost(const tier_range& range, const Space& space, __u64 span_pages);
   std::size_t walk_batch() const;
   __u64 walk_share() const { return std::min<__u64>(settings_.max_walk_pages / 4, HT_PAGES_MAX); }
   bool fresh(const Residency& residency) const;
@@ -140,6 +142,8 @@ class Scope {
   // of the epoch in progress
   __u64 epoch_ = 0;
   __u64 own_pages_[HT_TIERS] = {0, 0};  // resident, as far as walks know
+  __u64 rss_pages_ = 0;                 // of all its spaces, as the kernel counts it
+  __u64 reserved_pages_ = 0;            // of the rate, for demotion to its bound
   std::span<tier_range> ranges_;
   std::vector<__u32> ranked_;  // range indices, hottest first
   std::size_t cut_ = 0;        // ranks below it are hot

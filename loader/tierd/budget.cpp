@@ -4,6 +4,8 @@
 #include <charconv>
 #include <cstdio>
 
+#include "engine/roster.hpp"
+
 namespace hypertier {
 namespace {
 
@@ -57,6 +59,14 @@ Result<std::uint64_t> parse_rate(const std::string& text) {
 std::string rate_text(std::uint64_t bytes_per_s) {
   if (bytes_per_s != 0 && bytes_per_s % (1 << 20) == 0) return std::to_string(bytes_per_s >> 20) + "MB/s";
   return std::to_string(bytes_per_s) + "B/s";
+}
+
+std::map<std::string, std::string> plan_scopes(const std::map<std::string, __u64>& seats, const Budgets& budgets) {
+  std::map<std::string, std::string> plan;
+  for (const auto& [path, id] : seats) plan[path] = path;
+  for (const auto& [path, budget] : budgets)
+    if (auto seat = nearest_ancestor(seats, path)) plan[path] = *seat;
+  return plan;
 }
 
 Result<> check_budgets(const Budgets& budgets, std::uint64_t fast_tier_bytes) {

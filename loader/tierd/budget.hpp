@@ -7,6 +7,8 @@
 #include <optional>
 #include <string>
 
+#include <hypertier/abi.h>
+
 #include "result.hpp"
 
 namespace hypertier {
@@ -39,6 +41,10 @@ struct Budget {
 };
 
 using Budgets = std::map<std::string, Budget>;  // by cgroup path
+
+// Which scopes there are to be: path of the scope -> path of its seat. seats: cgroup
+// id by path.
+std::map<std::string, std::string> plan_scopes(const std::map<std::string, __u64>& seats, const Budgets& budgets);
 
 // May these be in force together on a fast tier of that size? A cgroup's minimum
 // is not above its maximum, and the tier holds all minima.

@@ -136,15 +136,21 @@ Result<> Daemon::run() {
   say("version " HT_VERSION " listens on " + options_.socket.string());
 
   for (;;) {
-    std::array<pollfd, 4> waits{{{server_->fd(), POLLIN, 0}, {signals_.get(), POLLIN, 0}, {-1, POLLIN, 0}, {-1, POLLIN, 0}}};
+    std::array<pollfd, 5> waits{{{server_->fd(), POLLIN, 0},
+                                 {signals_.get(), POLLIN, 0},
+                                 {-1, POLLIN, 0},
+                                 {-1, POLLIN, 0},
+                                 {-1, POLLIN, 0}}};
     if (tiering_) {
       waits[2].fd = tiering_->news_fd();
       waits[3].fd = tiering_->events_fd();
+      waits[4].fd = tiering_->judge_fd();
     }
     if (poll(waits.data(), waits.size(), -1) < 0 && errno != EINTR) return fail_errno("poll failed", errno);
     if (waits[1].revents != 0) break;
     if (waits[3].revents != 0)
       if (auto taken = tiering_->take_events(); !taken) say_error("process events are lost", taken.error());
+    if (waits[4].revents != 0) tiering_->hold_cpu_share();
     if (waits[2].revents != 0)
       for (const News& news : tiering_->take_news()) {
         hear(news);

@@ -2,6 +2,7 @@
 #include "tierd/tiering.hpp"
 
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,8 +21,8 @@ namespace {
 
 // How long the driver waits for us to begin: several epochs.
 constexpr unsigned kBalloonPatienceMs = 3000;
-// What sampling costs is judged over at least so long.
-constexpr std::uint64_t kJudgeNs = 400'000'000;
+// What sampling costs is judged each so many ns.
+constexpr long kJudgeNs = 500'000'000;
 
 std::string abi_text(std::uint32_t abi) { return std::to_string(abi >> 16) + "." + std::to_string(abi & 0xffff); }
 
@@ -48,14 +49,6 @@ Result<std::array<TierPages, HT_TIERS>> tier_pages(const Tiers& tiers, const Roo
     }
   }
   return pages;
-}
-
-std::map<std::string, std::string> plan_scopes(const std::map<std::string, __u64>& seats, const Budgets& budgets) {
-  std::map<std::string, std::string> plan;
-  for (const auto& [path, id] : seats) plan[path] = path;
-  for (const auto& [path, budget] : budgets)
-    if (auto seat = nearest_ancestor(seats, path)) plan[path] = *seat;
-  return plan;
 }
 
 Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, const Budgets& budgets,
@@ -114,6 +107,9 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   t.rate_ = RateControl(bits ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
   t.period_ = t.source_.period;
   t.judged_ = std::chrono::steady_clock::now();
+  t.judge_fd_ = Fd(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+  const itimerspec each{{0, kJudgeNs}, {0, kJudgeNs}};
+  if (!t.judge_fd_ || timerfd_settime(t.judge_fd_.get(), 0, &each, nullptr) != 0) return fail_errno("cannot set a timer", errno);
   t.seats_[cgroup] = std::move(*seat);
   t.budgets_ = budgets;
   if (auto followed = t.follow_plan(); !followed) return std::unexpected(followed.error());
@@ -306,15 +302,15 @@ std::uint64_t Tiering::sampling_ns() const {
   return cost.ns_total + adapter_->samples().stats().samples_total * source_.probe.sample_ns;
 }
 
-// After any scope's epoch: sampling is one for all of them.
 void Tiering::hold_cpu_share() {
+  std::uint64_t expirations = 0;
+  if (read(judge_fd_.get(), &expirations, sizeof(expirations)) < 0) return;
   // No drain meanwhile: it follows the CPUs whose events get the new period.
   (void)engine_->space_events([this](Roster&) -> Result<> {
     std::lock_guard held(rate_lock_);
     const auto now = std::chrono::steady_clock::now();
     const auto elapsed_ns =
         static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now - judged_).count());
-    if (elapsed_ns < kJudgeNs) return {};
     judged_ = now;
     const std::uint64_t ns = sampling_ns();
     const std::uint64_t period = rate_.update(ns - std::exchange(sampling_ns_, ns), elapsed_ns, cpus_);
@@ -397,12 +393,13 @@ void Tiering::make_room_for_balloon(const Scope& scope, __u64 used_pages, EpochI
   balloon_.demote_first(kBalloonPatienceMs);
   const __u64 missing = balloon_.fast_missing_bytes() / HT_PAGE_SIZE;
   if (missing == 0) return;
-  __u64 part = missing;
+  __u64 part = 0;
   {
     std::lock_guard held(standings_lock_);
     const Standing& own = standings_.at(scope.cgroup_id());
-    if (standings_.size() > 1 && own.demand && used_pages)
-      part = missing * std::min(own.demand->fast_pages, used_pages) / used_pages;
+    // By what it has there; until that is known, in equal parts.
+    if (own.demand && used_pages && standings_.size() > 1) part = missing * std::min(own.demand->fast_pages, used_pages) / used_pages;
+    else part = missing / standings_.size();
   }
   input.surplus_pages = std::max(input.surplus_pages, part);
   input.accounts = true;      // it must know what it has there
@@ -487,7 +484,6 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   if (outcome.ejected)
     tell({outcome.seated ? News::kEjected : News::kSeatEmpty, seat.cgroup(), outcome.ejected, {}});
   if (!report) return failed(report.error());
-  hold_cpu_share();
   bool changed = false;
   {
     std::lock_guard held(standings_lock_);

@@ -63,9 +63,6 @@ struct News {
   std::string text;
 };
 
-// Which scopes there are to be: path of the scope -> path of its seat.
-std::map<std::string, std::string> plan_scopes(const std::map<std::string, __u64>& seats, const Budgets& budgets);
-
 class Tiering {
  public:
   // Starts with one seat, of `policy` (not loaded yet). On error nothing is changed.
@@ -90,6 +87,10 @@ class Tiering {
   int events_fd() const { return adapter_->events_fd(); }
   Result<> take_events();
   int news_fd() const { return news_fd_.get(); }
+  // Readable each half second: time for hold_cpu_share().
+  int judge_fd() const { return judge_fd_.get(); }
+  // Sampling is one for all scopes, and so is what it may cost.
+  void hold_cpu_share();
   std::vector<News> take_news();
 
   // What status and ranges show.
@@ -119,7 +120,6 @@ class Tiering {
   void arbitrate_for(const Scope& scope, EpochInput& input);
   void make_room_for_balloon(const Scope& scope, __u64 used_pages, EpochInput& input);
   void tell_slow_miss_share();
-  void hold_cpu_share();
   std::uint64_t sampling_ns() const;
 
   // Declared in the order of construction: destroyed the other way round, the
@@ -141,6 +141,7 @@ class Tiering {
   std::uint64_t period_ = 0;
   std::uint64_t sampling_ns_ = 0;  // sampling_ns() when it was last looked at
   std::chrono::steady_clock::time_point judged_;
+  Fd judge_fd_;
   Fd news_fd_;
   std::mutex news_lock_;
   std::vector<News> news_;

@@ -57,8 +57,8 @@ double mean_ratio(Child& workload, Meter& meter, bool two) {
     meter.take();
     for (int i = 0; i < 8; i++) workload.ask("run " + std::to_string(kWindow), "done");
     const Truth seen = meter.take();
-    std::printf("  %s: %3lu MiB fast and %3lu MiB slow taken: hit ratio %.3f\n", two ? "two balloons" : "one balloon ", target.fast,
-                target.slow, seen.ratio());
+    std::printf("  %s: %3lu MiB fast and %3lu MiB slow to be taken: hit ratio %.3f, %lu MiB of the application in fast memory\n",
+                two ? "two balloons" : "one balloon ", target.fast, target.slow, seen.ratio(), placement(workload.pid()).fast_pages / 256);
     std::fflush(stdout);
     fast += seen.fast;
     slow += seen.slow;
