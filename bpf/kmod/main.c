@@ -240,6 +240,7 @@ static void __exit hypertier_exit(void)
 {
 	misc_deregister(&device);
 	flush_work(&restore_work);
+	ht_move_exit();
 }
 
 module_init(hypertier_init);

@@ -107,6 +107,11 @@ pmd_t *ht_descend(struct mm_struct *mm, unsigned long address, unsigned long end
  */
 pte_t *ht_map_lock(pmd_t *pmdp, unsigned long address, spinlock_t **ptl);
 
+/* ------------------------------------------------------------------- move.c */
+
+/* Before the module goes: nothing of ours runs any more. */
+void ht_move_exit(void);
+
 /* ------------------------------------------------------------- kfuncs (all) */
 
 int hypertier_classify(struct ht_run *run, u32 run__sz, struct tier_range *ranges, u32 ranges__sz);

@@ -44,11 +44,14 @@
 #include <linux/mutex.h>
 #include <linux/sched/mm.h>
 #include <linux/vmstat.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #include "module.h"
 
 #define BATCH_PAIRS 1024	/* looked up together, and unmapped under one flush */
 #define BATCH_PAGES 8192	/* 4 KiB pages unmapped at a time: users wait while they are copied */
+#define DRAIN_WAIT_MS 100	/* for other CPUs, which takes less than 1 unless one is stuck */
 
 /* The flags that belong to an identity, not to a physical page. */
 #define SWAPPED                                                                               \
@@ -594,6 +597,38 @@ static u32 off_lru(u32 first, u32 nr)
 	return count;
 }
 
+/*
+ * Other CPUs' batches, emptied by a work item on each. A CPU in a callback that
+ * does not give it up would hold up every scope's moves: so another task waits
+ * for them all, and we wait for that one for a while only. Pages still in a
+ * batch are BUSY then, and are tried again in a later epoch.
+ */
+static bool draining;	/* set under move_mutex */
+static DECLARE_WAIT_QUEUE_HEAD(drained);
+
+static void drain_all(struct work_struct *work)
+{
+	ht_call(lru_add_drain_all)();
+	smp_store_release(&draining, false);
+	wake_up(&drained);
+}
+static DECLARE_WORK(drain_work, drain_all);
+
+static void drain_other_cpus(void)
+{
+	/* One that is still under way waits for a busy CPU, and another would too. */
+	if (smp_load_acquire(&draining))
+		return;
+	WRITE_ONCE(draining, true);
+	queue_work(system_unbound_wq, &drain_work);
+	wait_event_timeout(drained, !smp_load_acquire(&draining), msecs_to_jiffies(DRAIN_WAIT_MS));
+}
+
+void ht_move_exit(void)
+{
+	flush_work(&drain_work);
+}
+
 /* Accounts for what is decided and moves what waits for migrate to the front. */
 static u32 keep_waiting(u32 nr, struct ht_exchange_run *run)
 {
@@ -622,7 +657,7 @@ static void move_all(struct ht_pair *pairs, u32 nr, u32 flags, struct ht_exchang
 		look_up(slots + kept, used - kept, COLD);
 		/* Other CPUs' batches cost a round of work items: only if it pays. */
 		if (off_lru(kept, used) > (used - kept) / 16)
-			ht_call(lru_add_drain_all)();
+			drain_other_cpus();
 		for (i = kept; i < used; i++)
 			choose(&slots[i], may_swap, may_migrate);
 		exchange(kept, used, may_migrate, run);

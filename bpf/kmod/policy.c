@@ -3,12 +3,14 @@
  * Policies: the struct_ops type hypertier_policy, the seats (one policy a
  * scope), and the kfuncs that run a policy's callbacks.
  *
- * Locks. seats_mutex orders changes of the list of seats; a seat's own mutex
+ * Locks. seats_mutex orders the coming and going of seats; a seat's own mutex
  * orders what becomes of its policy, so that a slow exit() of one scope holds
- * up no other. Readers find a seat under seats_srcu, for as long as the search
- * takes, and hold the seat's own SRCU for as long as they run callbacks: those
- * may sleep (SRCU, not RCU), and whoever takes a policy away waits for that
- * seat's readers only before the BPF side may free it.
+ * up no other. seats_lock is held for moments only, never over a callback: it
+ * keeps the list of seats, who is in each, and how many runs use that policy.
+ * Whoever takes a policy away waits for the runs of that policy alone before
+ * the BPF side may free it. They are counted, and not left to SRCU: its grace
+ * periods end in a work item of one CPU, and a callback that does not give up
+ * that CPU would hold up every other seat.
  *
  * Ejection. A running callback cannot be aborted, so the deadline is checked
  * between callbacks. Ejecting is one store, seat->ejected := the generation
@@ -24,8 +26,8 @@
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
-#include <linux/srcu.h>
 #include <linux/uaccess.h>
+#include <linux/wait.h>
 
 #include "module.h"
 
@@ -44,21 +46,27 @@ struct hypertier_policy {
 	char name[32];
 };
 
+/* One policy in a seat, from its init() until nobody runs it any more. */
+struct stay {
+	struct hypertier_policy *policy; /* pinned by the link that brought it */
+	u64 generation;	/* new with every change of any seat */
+	u32 runs;	/* that use it now */
+};
+
 struct seat {
 	struct list_head list;
-	struct hypertier_policy __rcu *policy;
+	struct stay *stay;
 	u64 cgroup_id;
-	u64 generation;	/* of the policy in it; new with every change */
 	struct tier_scope scope; /* as last seen; what init() and exit() get */
 	struct mutex change;	/* one change of the policy at a time */
-	struct srcu_struct srcu; /* held by runs: the policy stays */
-	spinlock_t exit_lock;	/* ejected and exit belong together */
+	wait_queue_head_t unused; /* woken when a stay has no runs left */
 	u64 ejected;		/* generation that broke a rule; 0: none */
 	struct tier_exit_info exit; /* of that one */
 };
 
 static DEFINE_MUTEX(seats_mutex);
-DEFINE_STATIC_SRCU(seats_srcu);
+/* Keeps seats, nr_seats, last_generation and all of a seat but scope and change. */
+static DEFINE_SPINLOCK(seats_lock);
 static LIST_HEAD(seats);
 static u64 nr_seats;
 static u64 last_generation;
@@ -68,13 +76,13 @@ u64 ht_seats(void)
 	return READ_ONCE(nr_seats);
 }
 
-/* Under seats_mutex or seats_srcu. */
+/* Under seats_lock. */
 static struct seat *find_seat(u64 cgroup_id)
 {
 	struct seat *seat;
 
-	list_for_each_entry_srcu(seat, &seats, list,
-				 srcu_read_lock_held(&seats_srcu) || lockdep_is_held(&seats_mutex))
+	lockdep_assert_held(&seats_lock);
+	list_for_each_entry(seat, &seats, list)
 		if (seat->cgroup_id == cgroup_id)
 			return seat;
 	return NULL;
@@ -100,35 +108,37 @@ static void call_exit(struct seat *seat, struct hypertier_policy *policy, u64 ge
 	struct tier_exit_info info = { .kind = kind, .epoch = seat->scope.epoch };
 
 	strscpy(info.message, message, sizeof(info.message));
-	spin_lock(&seat->exit_lock);
+	spin_lock(&seats_lock);
 	if (seat->ejected == generation)
 		info = seat->exit;
-	spin_unlock(&seat->exit_lock);
+	spin_unlock(&seats_lock);
 	if (policy->exit)
 		policy->exit(&seat->scope, &info);
 }
 
-/* code: enum tier_exit_code. The first reason counts; it comes back in *info. */
+/* Under seats_lock. code: enum tier_exit_code. The first reason counts; it comes back in *info. */
 static void eject(struct seat *seat, u64 generation, u32 code, u64 epoch, const char *message,
 		  struct tier_exit_info *info)
 {
-	spin_lock(&seat->exit_lock);
+	lockdep_assert_held(&seats_lock);
 	if (seat->ejected != generation) {
 		memset(&seat->exit, 0, sizeof(seat->exit));
 		seat->exit.kind = TIER_EXIT_EJECTED;
 		seat->exit.code = code;
 		seat->exit.epoch = epoch;
 		strscpy(seat->exit.message, message, sizeof(seat->exit.message));
-		WRITE_ONCE(seat->ejected, generation);
+		seat->ejected = generation;
 	}
 	*info = seat->exit;
-	spin_unlock(&seat->exit_lock);
 }
 
-static void free_seat(struct seat *seat)
+/* Waits for the runs of a stay that ended: nobody finds it any more. */
+static void wait_for_runs(struct seat *seat, struct stay *ended)
 {
-	cleanup_srcu_struct(&seat->srcu);
-	kfree(seat);
+	wait_event(seat->unused, !READ_ONCE(ended->runs));
+	/* the last one wakes us under the lock: let it be done with the seat */
+	spin_lock(&seats_lock);
+	spin_unlock(&seats_lock);
 }
 
 /* kdata is pinned by the caller (link_create, link_update, link release). */
@@ -136,37 +146,39 @@ static int policy_reg(void *kdata, struct bpf_link *link)
 {
 	struct hypertier_policy *policy = kdata;
 	struct seat *seat = kzalloc(sizeof(*seat), GFP_KERNEL);
+	struct stay *stay = kzalloc(sizeof(*stay), GFP_KERNEL);
+	bool taken;
 	int err;
 
-	if (!seat)
-		return -ENOMEM;
-	err = init_srcu_struct(&seat->srcu);
-	if (err) {
-		kfree(seat);
-		return err;
-	}
-	INIT_LIST_HEAD(&seat->list);
+	err = -ENOMEM;
+	if (!seat || !stay)
+		goto free;
 	mutex_init(&seat->change);
-	spin_lock_init(&seat->exit_lock);
+	init_waitqueue_head(&seat->unused);
 	seat->cgroup_id = policy->cgroup_id;
 	seat->scope.cgroup_id = policy->cgroup_id;
-	RCU_INIT_POINTER(seat->policy, policy);
+	seat->stay = stay;
+	stay->policy = policy;
 
+	/* Seats come one at a time, so that one which is free stays free over init(). */
 	mutex_lock(&seats_mutex);
-	err = -EBUSY;
-	if (find_seat(seat->cgroup_id))
-		goto out;
-	err = call_init(policy, &seat->scope);
-	if (err)
-		goto out;
-	seat->generation = ++last_generation;
-	list_add_tail_rcu(&seat->list, &seats);
-	WRITE_ONCE(nr_seats, nr_seats + 1);
-	seat = NULL;
-out:
+	spin_lock(&seats_lock);
+	taken = find_seat(seat->cgroup_id);
+	spin_unlock(&seats_lock);
+	err = taken ? -EBUSY : call_init(policy, &seat->scope);
+	if (!err) {
+		spin_lock(&seats_lock);
+		stay->generation = ++last_generation;
+		list_add_tail(&seat->list, &seats);
+		WRITE_ONCE(nr_seats, nr_seats + 1);
+		spin_unlock(&seats_lock);
+	}
 	mutex_unlock(&seats_mutex);
-	if (seat)
-		free_seat(seat);
+	if (!err)
+		return 0;
+free:
+	kfree(stay);
+	kfree(seat);
 	return err;
 }
 
@@ -175,91 +187,93 @@ static void policy_unreg(void *kdata, struct bpf_link *link)
 	struct hypertier_policy *policy = kdata;
 	struct seat *seat;
 
-	mutex_lock(&seats_mutex);
+	spin_lock(&seats_lock);
 	seat = find_seat(policy->cgroup_id);
-	if (WARN_ON_ONCE(!seat)) {
-		mutex_unlock(&seats_mutex);
-		return;
+	if (seat) {
+		list_del(&seat->list);
+		WRITE_ONCE(nr_seats, nr_seats - 1);
+		last_generation++;
 	}
-	list_del_rcu(&seat->list);
-	WRITE_ONCE(nr_seats, nr_seats - 1);
-	last_generation++;
-	mutex_unlock(&seats_mutex);
-	/* Who found it may not hold its SRCU yet; who holds that may be in a callback. */
-	synchronize_srcu(&seats_srcu);
-	synchronize_srcu(&seat->srcu);
+	spin_unlock(&seats_lock);
+	if (WARN_ON_ONCE(!seat))
+		return;
+	wait_for_runs(seat, seat->stay);
 	/* a killed loader closes its files in any order, the device among them */
 	if (ht_device_is_open() && !(current->flags & PF_EXITING))
-		call_exit(seat, policy, seat->generation, TIER_EXIT_UNLOADED, "unloaded");
+		call_exit(seat, policy, seat->stay->generation, TIER_EXIT_UNLOADED, "unloaded");
 	else
-		call_exit(seat, policy, seat->generation, TIER_EXIT_LOADER_GONE, "tierd is gone");
-	free_seat(seat);
+		call_exit(seat, policy, seat->stay->generation, TIER_EXIT_LOADER_GONE, "tierd is gone");
+	kfree(seat->stay);
+	kfree(seat);
 }
 
 static int policy_update(void *kdata, void *old_kdata, struct bpf_link *link)
 {
 	struct hypertier_policy *policy = kdata, *old = old_kdata;
-	u64 old_generation;
+	struct stay *fresh, *ended;
 	struct seat *seat;
 	int err;
 
 	/* The link stands for its seat: a policy for another scope needs its own. */
 	if (policy->cgroup_id != old->cgroup_id)
 		return -EINVAL;
+	fresh = kzalloc(sizeof(*fresh), GFP_KERNEL);
+	if (!fresh)
+		return -ENOMEM;
+	fresh->policy = policy;
 
 	/* A link that is updated has a user, so its unreg() cannot run: the seat stays. */
-	mutex_lock(&seats_mutex);
+	spin_lock(&seats_lock);
 	seat = find_seat(policy->cgroup_id);
-	mutex_unlock(&seats_mutex);
-	if (WARN_ON_ONCE(!seat))
+	spin_unlock(&seats_lock);
+	if (WARN_ON_ONCE(!seat)) {
+		kfree(fresh);
 		return -ENOENT;
+	}
 
 	mutex_lock(&seat->change);
 	err = call_init(policy, &seat->scope);
-	if (err)
-		goto out;	/* the old one never left */
-	old_generation = seat->generation;
-	rcu_assign_pointer(seat->policy, policy);
-	mutex_lock(&seats_mutex);
-	WRITE_ONCE(seat->generation, ++last_generation);
-	mutex_unlock(&seats_mutex);
-	/* As in policy_unreg(): the caller drops the old one's map. */
-	synchronize_srcu(&seat->srcu);
-	call_exit(seat, old, old_generation, TIER_EXIT_REPLACED, "replaced by a hot swap");
-out:
+	if (err) {
+		kfree(fresh);	/* the old one never left */
+	} else {
+		spin_lock(&seats_lock);
+		fresh->generation = ++last_generation;
+		ended = seat->stay;
+		seat->stay = fresh;
+		spin_unlock(&seats_lock);
+		/* As in policy_unreg(): the caller drops the old one's map. */
+		wait_for_runs(seat, ended);
+		call_exit(seat, old, ended->generation, TIER_EXIT_REPLACED, "replaced by a hot swap");
+		kfree(ended);
+	}
 	mutex_unlock(&seat->change);
 	return err;
 }
 
 /* ----------------------------------------------------- seats, from outside */
 
-/* HT_IOC_SEAT and HT_IOC_EJECT. Under seats_mutex no seat goes, nor gets a new generation. */
+/* HT_IOC_SEAT and HT_IOC_EJECT. Under seats_lock no seat goes, nor gets another policy. */
 static int ask_seat(struct ht_seat *asked, bool ejects)
 {
 	struct seat *seat = find_seat(asked->cgroup_id);
-	int srcu;
 
 	if (!seat)
 		return -ENOENT;
 	if (ejects) {
 		if (asked->exit.code == TIER_CODE_OK || asked->exit.code >= TIER_CODES)
 			return -EINVAL;
-		if (asked->generation != seat->generation)
+		if (asked->generation != seat->stay->generation)
 			return -ESTALE;
 		asked->exit.message[sizeof(asked->exit.message) - 1] = 0;
 		eject(seat, asked->generation, asked->exit.code, asked->exit.epoch, asked->exit.message,
 		      &asked->exit);
 		return 0;
 	}
-	asked->generation = seat->generation;
-	srcu = srcu_read_lock(&seat->srcu);
-	strscpy(asked->name, srcu_dereference(seat->policy, &seat->srcu)->name, sizeof(asked->name));
-	srcu_read_unlock(&seat->srcu, srcu);
+	asked->generation = seat->stay->generation;
+	strscpy(asked->name, seat->stay->policy->name, sizeof(asked->name));
 	memset(&asked->exit, 0, sizeof(asked->exit));
-	spin_lock(&seat->exit_lock);
 	if (seat->ejected == asked->generation)
 		asked->exit = seat->exit;
-	spin_unlock(&seat->exit_lock);
 	return 0;
 }
 
@@ -270,9 +284,9 @@ int ht_ask_seat(struct ht_seat __user *user, bool ejects)
 
 	if (copy_from_user(&asked, user, sizeof(asked)))
 		return -EFAULT;
-	mutex_lock(&seats_mutex);
+	spin_lock(&seats_lock);
 	err = ask_seat(&asked, ejects);
-	mutex_unlock(&seats_mutex);
+	spin_unlock(&seats_lock);
 	return err ?: !ejects && copy_to_user(user, &asked, sizeof(asked)) ? -EFAULT : 0;
 }
 
@@ -396,12 +410,11 @@ static struct bpf_struct_ops policy_type = {
 
 /* One kfunc's use of one seat: from enter() to leave() the policy stays. */
 struct turn {
-	struct hypertier_policy *policy;
 	struct seat *seat;
-	int srcu;
+	struct stay *stay;
+	struct hypertier_policy *policy;
 	u32 nr;
 	u32 done;
-	u64 generation;
 	u64 start_ns;
 	u64 budget_ns;	/* 0: no bound */
 };
@@ -413,8 +426,8 @@ struct turn {
 static int enter(struct turn *turn, struct ht_run *run, u32 run__sz, u32 entries__sz,
 		 size_t entry_size)
 {
-	int search;
-	u64 seat;
+	u64 id;
+	int err = 0;
 
 	if (run__sz < sizeof(*run))
 		return -EINVAL;
@@ -427,30 +440,25 @@ static int enter(struct turn *turn, struct ht_run *run, u32 run__sz, u32 entries
 	if (turn->nr > entries__sz / entry_size)
 		return run->status = -EINVAL;
 
-	seat = READ_ONCE(run->seat);
-	search = srcu_read_lock(&seats_srcu);
-	turn->seat = find_seat(seat ?: READ_ONCE(run->scope.cgroup_id));
-	if (turn->seat)
-		turn->srcu = srcu_read_lock(&turn->seat->srcu);
-	srcu_read_unlock(&seats_srcu, search);
-	if (!turn->seat)
-		return run->status = -ENOENT;
-	/*
-	 * generation before policy: update() writes them the other way round,
-	 * so a run never claims a newer generation than it used.
-	 */
-	turn->generation = READ_ONCE(turn->seat->generation);
-	run->generation = turn->generation;
-	smp_rmb();
-	turn->policy = srcu_dereference(turn->seat->policy, &turn->seat->srcu);
-	if (READ_ONCE(turn->seat->ejected) == turn->generation) {
-		spin_lock(&turn->seat->exit_lock);
+	id = READ_ONCE(run->seat) ?: READ_ONCE(run->scope.cgroup_id);
+	spin_lock(&seats_lock);
+	turn->seat = find_seat(id);
+	turn->stay = turn->seat ? turn->seat->stay : NULL;
+	if (!turn->seat) {
+		err = -ENOENT;
+	} else if (turn->seat->ejected == turn->stay->generation) {
+		run->generation = turn->stay->generation;
 		run->exit = turn->seat->exit;
-		spin_unlock(&turn->seat->exit_lock);
-		srcu_read_unlock(&turn->seat->srcu, turn->srcu);
-		return run->status = -ECANCELED;
+		err = -ECANCELED;
+	} else {
+		run->generation = turn->stay->generation;
+		turn->stay->runs++;
 	}
-	run->status = 0;
+	spin_unlock(&seats_lock);
+	run->status = err;
+	if (err)
+		return err;
+	turn->policy = turn->stay->policy;
 	turn->start_ns = ktime_get_ns();
 	turn->budget_ns = READ_ONCE(run->budget_ns);
 	return 0;
@@ -461,7 +469,9 @@ static void break_rule(struct turn *turn, struct ht_run *run, int status, u32 co
 		       const char *message)
 {
 	run->status = status;
-	eject(turn->seat, turn->generation, code, READ_ONCE(run->scope.epoch), message, &run->exit);
+	spin_lock(&seats_lock);
+	eject(turn->seat, turn->stay->generation, code, READ_ONCE(run->scope.epoch), message, &run->exit);
+	spin_unlock(&seats_lock);
 }
 
 /* After each callback: is there time for the next one? */
@@ -470,7 +480,7 @@ static bool in_time(struct turn *turn, struct ht_run *run, const char *callback)
 	char message[sizeof(run->exit.message)];
 	u64 used_ns;
 
-	/* No lock but SRCU is held; a long run must not delay RCU tasks. */
+	/* No lock is held; a long run must not delay RCU tasks. */
 	if (!(turn->done & 255))
 		cond_resched_tasks_rcu_qs();
 	if (!turn->budget_ns)
@@ -488,7 +498,10 @@ static int leave(struct turn *turn, struct ht_run *run)
 {
 	run->done = turn->done;
 	run->policy_ns = ktime_get_ns() - turn->start_ns;
-	srcu_read_unlock(&turn->seat->srcu, turn->srcu);
+	spin_lock(&seats_lock);
+	if (!--turn->stay->runs)
+		wake_up(&turn->seat->unused);
+	spin_unlock(&seats_lock);
 	return run->status;
 }
 

@@ -39,6 +39,10 @@ Result<std::unique_ptr<Abit>> Abit::open(double cpu_share) {
   return abit;
 }
 
+Result<> Abit::pin(const std::filesystem::path& dir) {
+  return hypertier::pin(bpf_map__fd(skeleton_->maps.checks), dir / "ht_checks");
+}
+
 Abit::~Abit() {
   stop();
   abit_bpf__destroy(skeleton_);

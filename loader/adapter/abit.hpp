@@ -27,6 +27,7 @@ class Abit : public SampleSource {
   static Result<std::unique_ptr<Abit>> open(double cpu_share);
   ~Abit() override;
 
+  [[nodiscard]] Result<> pin(const std::filesystem::path& dir);
   void start();
   void stop();
   bool running() const { return thread_.joinable(); }

@@ -53,11 +53,16 @@ class LoadedAdapter : public Adapter {
       return fail_errno("cannot make " + options.pins.string(), error.value(),
                         "is the BPF file system mounted at /sys/fs/bpf?");
     pins_ = options.pins;
-    return sampler_->pin(pins_);
+    if (auto pinned = sampler_->pin(pins_); !pinned) return pinned;
+    if (auto pinned = spaces_->pin(pins_); !pinned) return pinned;
+    if (auto pinned = abit_ ? abit_->pin(pins_) : Result<>(); !pinned) return pinned;
+    return mover_->pin(pins_);
   }
 
   Machine& machine() override { return *mover_; }
-  Result<std::unique_ptr<PolicyCaller>> policy_caller() override { return mover_->caller(); }
+  Result<std::unique_ptr<PolicyCaller>> policy_caller(__u64 cgroup_id) override {
+    return mover_->caller(cgroup_id);
+  }
   SampleSource& samples() override {
     if (abit_) return *abit_;
     return *sampler_;

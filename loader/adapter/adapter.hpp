@@ -76,7 +76,7 @@ class Adapter {
 
   virtual Machine& machine() = 0;
   // One for each scope; the adapter must outlive it.
-  virtual Result<std::unique_ptr<PolicyCaller>> policy_caller() = 0;
+  virtual Result<std::unique_ptr<PolicyCaller>> policy_caller(__u64 cgroup_id) = 0;
   virtual SampleSource& samples() = 0;
 
   // Starts watching processes and sampling on every CPU. Sends an

@@ -61,6 +61,12 @@ MappedMap& MappedMap::operator=(MappedMap&& other) noexcept {
   return *this;
 }
 
+Result<> pin(int map_fd, const std::filesystem::path& file) {
+  if (int err = bpf_obj_pin(map_fd, file.c_str()); err < 0)
+    return fail_errno("cannot pin " + file.string(), -err, "is the BPF file system mounted at /sys/fs/bpf?");
+  return {};
+}
+
 LibbpfMessages::LibbpfMessages() {
   last_warning.clear();
   previous_ = libbpf_set_print(collect);

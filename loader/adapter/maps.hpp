@@ -7,6 +7,7 @@
 #include <bpf/libbpf.h>
 
 #include <cstddef>
+#include <filesystem>
 #include <string>
 #include <utility>
 
@@ -54,6 +55,9 @@ class MappedMap {
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
+
+// Makes a map visible as a file of the BPF file system.
+Result<> pin(int map_fd, const std::filesystem::path& file);
 
 // While it lives, libbpf's messages are collected instead of printed.
 class LibbpfMessages {

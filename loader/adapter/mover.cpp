@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "adapter/mover.hpp"
 
+#include <bpf/btf.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -14,7 +16,7 @@
 namespace hypertier {
 namespace {
 
-// The CPU that the main thread of a process ran on last; -1: it is gone.
+// The CPU that a thread (of a process the main one) ran on last; -1: it is gone.
 int last_cpu(__u32 pid) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
   std::string text;
@@ -29,12 +31,13 @@ int last_cpu(__u32 pid) {
 
 // The kernel batches the flushes of an mm that has run on another CPU than the
 // one that unmaps; one that ran here alone it flushes page by page. So pages
-// are moved from a CPU that their processes were not on last, if there is one.
+// are moved from a CPU that their processes were not on last, if there is one. Nor
+// one that another scope's policy runs on: it may not give it up for seconds.
 class Elsewhere {
  public:
-  explicit Elsewhere(std::span<const ht_pair> pairs) {
+  Elsewhere(std::span<const ht_pair> pairs, const std::set<pid_t>& calling) {
     if (sched_getaffinity(0, sizeof before_, &before_)) return;
-    std::set<__u32> pids;
+    std::set<__u32> pids(calling.begin(), calling.end());
     for (const ht_pair& pair : pairs) {
       if (pair.hot_addr) pids.insert(pair.hot_pid);
       if (pair.cold_addr) pids.insert(pair.cold_pid);
@@ -78,6 +81,16 @@ Result<std::unique_ptr<Mover>> Mover::open(const std::optional<std::array<int, H
   return mover;
 }
 
+Result<> Mover::pin(const std::filesystem::path& dir) {
+  auto& maps = skeleton_->maps;
+  for (auto [name, map] : {std::pair("ht_spaces", maps.spaces), std::pair("ht_mappings", maps.mappings),
+                           std::pair("ht_walks", maps.walks), std::pair("ht_pages", maps.pages),
+                           std::pair("ht_pairs", maps.pairs), std::pair("ht_exchange", maps.exchange)})
+    if (auto pinned = hypertier::pin(bpf_map__fd(map), dir / name); !pinned) return pinned;
+  pins_ = dir;
+  return {};
+}
+
 Mover::~Mover() { mover_bpf__destroy(skeleton_); }
 
 namespace {
@@ -101,7 +114,12 @@ Result<> Mover::run_spaces() { return run(skeleton_->progs.spaces_run); }
 Result<> Mover::run_walks() { return run(skeleton_->progs.walk); }
 
 Result<> Mover::run_exchange(ht_exchange_run& header) {
-  Elsewhere elsewhere(pairs().first(header.nr));
+  std::set<pid_t> calling;
+  {
+    std::lock_guard held(callers_lock_);
+    calling = calling_;
+  }
+  Elsewhere elsewhere(pairs().first(header.nr), calling);
   if (syscall_nodes_) {
     move_by_syscall(pairs().first(std::min<std::size_t>(header.nr, HT_PAIRS_MAX)), *syscall_nodes_, header);
     return {};
@@ -115,17 +133,25 @@ Result<> Mover::run_exchange(ht_exchange_run& header) {
 // The ht_call map of one scope.
 class Caller final : public PolicyCaller {
  public:
-  Caller(Mover& mover, __u32 number) : mover_(mover), at_{number} {}
+  Caller(Mover& mover, __u32 number, __u64 cgroup_id) : mover_(mover), at_{number}, cgroup_id_(cgroup_id) {}
   ~Caller() override {
+    if (map_ && !mover_.pins_.empty()) unlink(pin_path().c_str());
     if (map_) bpf_map_delete_elem(bpf_map__fd(mover_.skeleton_->maps.calls), &at_.number);
     if (call_) munmap(call_, kBytes);
-    std::lock_guard held(mover_.numbers_lock_);
+    std::lock_guard held(mover_.callers_lock_);
     mover_.numbers_[at_.number] = false;
   }
 
   Result<> make() {
-    LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_MMAPABLE);
-    Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY, "call", sizeof(__u32), sizeof(ht_call), 1, &options));
+    // Its type is told, so that who looks at it sees fields and not bytes.
+    const btf* types = bpf_object__btf(mover_.skeleton_->obj);
+    const __s32 key = btf__find_by_name_kind(types, "unsigned int", BTF_KIND_INT);
+    const __s32 value = btf__find_by_name_kind(types, "ht_call", BTF_KIND_STRUCT);
+    if (key < 0 || value < 0) return fail_errno("the mover's BTF lacks struct ht_call", ENOENT);
+    LIBBPF_OPTS(bpf_map_create_opts, options, .btf_fd = static_cast<__u32>(bpf_object__btf_fd(mover_.skeleton_->obj)),
+                .btf_key_type_id = static_cast<__u32>(key), .btf_value_type_id = static_cast<__u32>(value),
+                .map_flags = BPF_F_MMAPABLE);
+    Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY, "ht_call", sizeof(__u32), sizeof(ht_call), 1, &options));
     if (!map) return fail_errno("cannot make a scope's map", errno);
     void* call = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, map.get(), 0);
     if (call == MAP_FAILED) return fail_errno("cannot mmap a scope's map", errno);
@@ -134,7 +160,7 @@ class Caller final : public PolicyCaller {
     if (int err = bpf_map_update_elem(bpf_map__fd(mover_.skeleton_->maps.calls), &at_.number, &fd, BPF_ANY); err < 0)
       return fail_errno("cannot enter a scope's map", -err);
     map_ = std::move(map);
-    return {};
+    return mover_.pins_.empty() ? Result<>() : hypertier::pin(map_.get(), pin_path());
   }
 
   std::span<tier_range> ranges() override { return call_->ranges; }
@@ -145,13 +171,23 @@ class Caller final : public PolicyCaller {
   Result<> run_moved(ht_run& header) override { return ask(mover_.skeleton_->progs.moved, header); }
 
  private:
+  std::filesystem::path pin_path() const { return mover_.pins_ / ("ht_call_" + std::to_string(cgroup_id_)); }
+
   static constexpr std::size_t kBytes = (sizeof(ht_call) + HT_PAGE_SIZE - 1) & ~(HT_PAGE_SIZE - 1);
 
   Result<> ask(const bpf_program* program, ht_run& header) {
     header.status = 0;
     call_->run = header;
     LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &at_, .ctx_size_in = sizeof(at_));
+    {
+      std::lock_guard held(mover_.callers_lock_);
+      mover_.calling_.insert(gettid());
+    }
     auto done = run(program, options);
+    {
+      std::lock_guard held(mover_.callers_lock_);
+      mover_.calling_.erase(gettid());
+    }
     header = call_->run;
     // The program returns the status: the run was made, it is the policy that failed.
     if (header.status != 0) return {};
@@ -160,21 +196,22 @@ class Caller final : public PolicyCaller {
 
   Mover& mover_;
   ht_call_number at_;
+  const __u64 cgroup_id_;
   Fd map_;
   ht_call* call_ = nullptr;
 };
 
-Result<std::unique_ptr<PolicyCaller>> Mover::caller() {
+Result<std::unique_ptr<PolicyCaller>> Mover::caller(__u64 cgroup_id) {
   __u32 number = 0;
   {
-    std::lock_guard held(numbers_lock_);
+    std::lock_guard held(callers_lock_);
     while (number < HT_CALLS_MAX && numbers_[number]) ++number;
     if (number == HT_CALLS_MAX)
       return fail("there are " + std::to_string(HT_CALLS_MAX) + " scopes already, as many as there can be",
                   "give policies and budgets to fewer cgroups; a common parent can have one for all");
     numbers_[number] = true;
   }
-  auto caller = std::make_unique<Caller>(*this, number);
+  auto caller = std::make_unique<Caller>(*this, number, cgroup_id);
   if (auto made = caller->make(); !made) return std::unexpected(made.error());
   return caller;
 }

@@ -3,9 +3,14 @@
 // call is one run of a SYSCALL program.
 #pragma once
 
+#include <sys/types.h>
+
 #include <array>
+#include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <set>
 
 #include "adapter/maps.hpp"
 #include "machine.hpp"
@@ -20,8 +25,11 @@ class Mover : public Machine {
   static Result<std::unique_ptr<Mover>> open(const std::optional<std::array<int, HT_TIERS>>& syscall_nodes = {});
   ~Mover() override;
 
+  // For all to look at, and every caller's map made later on.
+  [[nodiscard]] Result<> pin(const std::filesystem::path& dir);
+
   // The mover must outlive it.
-  Result<std::unique_ptr<PolicyCaller>> caller();
+  Result<std::unique_ptr<PolicyCaller>> caller(__u64 cgroup_id);
 
   ht_spaces_run& spaces() override { return *spaces_.as<ht_spaces_run>(); }
   std::span<const ht_mapping> mappings() override { return {mappings_.as<ht_mapping>(), HT_MAPPINGS_MAX}; }
@@ -40,8 +48,10 @@ class Mover : public Machine {
   mover_bpf* skeleton_ = nullptr;
   std::optional<std::array<int, HT_TIERS>> syscall_nodes_;
   MappedMap spaces_, mappings_, walks_, pages_, pairs_, exchange_;
-  std::mutex numbers_lock_;
+  std::filesystem::path pins_;
+  std::mutex callers_lock_;
   std::array<bool, HT_CALLS_MAX> numbers_{};  // of ht_call maps, in use
+  std::set<pid_t> calling_;  // threads that a policy may keep on their CPU now
 };
 
 }  // namespace hypertier

@@ -320,15 +320,11 @@ GranuleUse Sampler::granules() const {
 
 Result<> Sampler::pin(const std::filesystem::path& dir) {
   auto& maps = skeleton_->maps;
-  LibbpfMessages messages;
   for (auto [name, map] : {std::pair("ht_control", maps.data_control), std::pair("ht_hints", maps.data_hints),
                            std::pair("ht_index", maps.ht_index), std::pair("ht_granules", maps.ht_granules),
                            std::pair("ht_changed", maps.ht_changed), std::pair("ht_free", maps.ht_free),
                            std::pair("ht_drops", maps.ht_drops)}) {
-    std::filesystem::path file = dir / name;
-    if (int err = bpf_map__pin(map, file.c_str()); err < 0)
-      return messages.fail("cannot pin " + file.string(), -err,
-                           "is the BPF file system mounted at /sys/fs/bpf?");
+    if (auto pinned = hypertier::pin(bpf_map__fd(map), dir / name); !pinned) return pinned;
   }
   return {};
 }

@@ -34,6 +34,10 @@ SpaceWatcher::~SpaceWatcher() {
   spaces_bpf__destroy(skeleton_);
 }
 
+Result<> SpaceWatcher::pin(const std::filesystem::path& dir) {
+  return hypertier::pin(bpf_map__fd(skeleton_->maps.bss), dir / "ht_events_lost");
+}
+
 Result<> SpaceWatcher::start() {
   LibbpfMessages messages;
   auto& links = skeleton_->links;

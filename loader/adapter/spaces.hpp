@@ -22,6 +22,7 @@ class SpaceWatcher {
   ~SpaceWatcher();
 
   [[nodiscard]] Result<> start();
+  [[nodiscard]] Result<> pin(const std::filesystem::path& dir);
   void stop();
 
   int fd() const;

@@ -219,6 +219,10 @@ void AdaptivePartition::drop(__u64 space) { map(space, {}); }
 // with a variance of twice that.
 void AdaptivePartition::judge(Range& range) const {
   if (range.judged_epoch == epoch_) return;
+  if (range.sampled_epoch != epoch_ && range.expected_pairs < 1e-6) {  // no evidence to fade
+    range.judged_epoch = epoch_;
+    return;
+  }
   double keep = std::exp2(-static_cast<double>(epoch_ - range.judged_epoch) / kJudgeHalfLife);
   range.pairs *= keep;
   range.expected_pairs *= keep;
@@ -235,6 +239,7 @@ void AdaptivePartition::judge(Range& range) const {
 }
 
 __u32 AdaptivePartition::uneven(const Range& range) const {
+  if (range.pairs == 0) return 0;
   // Two standard deviations, and 8 because a few pairs are no normal distribution.
   double excess = range.pairs - range.expected_pairs - 2 * std::sqrt(range.variance) - 8;
   if (excess <= 0 || range.expected_pairs <= 0) return 0;
@@ -409,6 +414,12 @@ Adapted AdaptivePartition::adapt(std::span<const tier_range> answers) {
   for (__u64 space : filled_spaces_) {
     for (Mapping& mapping : spaces_.find(space)->second) {
       const std::size_t end = i + mapping.ranges.size();
+      const bool changes = std::any_of(answers.begin() + static_cast<std::ptrdiff_t>(i), answers.begin() + static_cast<std::ptrdiff_t>(end),
+                                       [](const tier_range& answer) { return answer.action != TIER_KEEP; });
+      if (!changes) {  // most of them, in most epochs
+        i = end;
+        continue;
+      }
       std::vector<Range> ranges;
       ranges.reserve(mapping.ranges.size());
       for (; i < end; ++i) {

@@ -136,7 +136,8 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   use(input);
   if (auto done = look(input, report); !done) return done;
   ranges_ = {buffer_.get(), partition_->fill({buffer_.get(), HT_RANGES_MAX})};
-  for (tier_range& range : ranges_) range.pid = spaces_.pid_of(range.space);
+  for (std::size_t i = 0; i < ranges_.size(); ++i)  // they come by space
+    ranges_[i].pid = i && ranges_[i].space == ranges_[i - 1].space ? ranges_[i - 1].pid : spaces_.pid_of(ranges_[i].space);
   results_.resize(ranges_.size());
   reversed_pages_.resize(ranges_.size());
   displaced_by_heat_.resize(ranges_.size());

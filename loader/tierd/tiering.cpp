@@ -200,7 +200,7 @@ Result<> Tiering::follow_plan() {
       if (!found) continue;
       id = *found;
     }
-    auto caller = adapter_->policy_caller();
+    auto caller = adapter_->policy_caller(id);
     if (!caller) return std::unexpected(caller.error());
     {
       std::lock_guard held(standings_lock_);

@@ -100,7 +100,7 @@ static long spin_long(__u32 index, void *context)
 SEC("struct_ops/classify")
 void BPF_PROG(endless_classify, struct tier_range *range, struct tier_scope *scope)
 {
-	bpf_loop(100, spin_long, NULL, 0);
+	bpf_loop(50, spin_long, NULL, 0);
 }
 
 /* may sleep as well */

@@ -281,7 +281,7 @@ TEST_F(Policy, OtherSeatsNeverWait) {
   }
   thread.join();
   EXPECT_EQ(other.run().exit.code, static_cast<__u32>(TIER_CODE_TIMEOUT));
-  EXPECT_GE(runs, 10);
+  EXPECT_GE(runs, 100);
   std::printf("one callback of %llu ms, %d runs and %d hot swaps of another seat meanwhile\n",
               static_cast<unsigned long long>(other.run().policy_ns / 1000000), runs, swaps);
 }

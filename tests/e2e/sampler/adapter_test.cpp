@@ -118,7 +118,7 @@ TEST_F(WithModule, SamplesMovesAndProcesses) {
   }));
 
   ht_run run{};
-  auto caller = (*adapter)->policy_caller();
+  auto caller = (*adapter)->policy_caller(1);
   ASSERT_TRUE(caller) << caller.error().message;
   auto classified = (*caller)->run_classify(run);
   ASSERT_TRUE(classified) << classified.error().message;

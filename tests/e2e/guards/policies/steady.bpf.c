@@ -9,4 +9,11 @@ void BPF_PROG(steady_classify, struct tier_range *range, struct tier_scope *scop
 	range->action = range->uneven >= 64 ? TIER_SPLIT : TIER_KEEP;
 }
 
-HYPERTIER_POLICY(steady, .classify = (void *)steady_classify, .epoch_ms = 100);
+/* Chance alone moves nothing to and fro. */
+SEC("struct_ops/steady_admit")
+bool BPF_PROG(steady_admit, struct tier_range *hot, struct tier_range *cold, struct tier_scope *scope)
+{
+	return hot->heat > 2 * cold->heat;
+}
+
+HYPERTIER_POLICY(steady, .classify = (void *)steady_classify, .admit = (void *)steady_admit, .epoch_ms = 100);
