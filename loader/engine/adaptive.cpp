@@ -414,9 +414,11 @@ Adapted AdaptivePartition::adapt(std::span<const tier_range> answers) {
   for (__u64 space : filled_spaces_) {
     for (Mapping& mapping : spaces_.find(space)->second) {
       const std::size_t end = i + mapping.ranges.size();
-      const bool changes = std::any_of(answers.begin() + static_cast<std::ptrdiff_t>(i), answers.begin() + static_cast<std::ptrdiff_t>(end),
-                                       [](const tier_range& answer) { return answer.action != TIER_KEEP; });
-      if (!changes) {  // most of them, in most epochs
+      // Most stay as they are in most epochs: a merge takes two.
+      bool changes = false;
+      for (std::size_t k = i; k < end && !changes; ++k)
+        changes = splits[k] || (k + 1 < end && answers[k].action == TIER_MERGE && answers[k + 1].action == TIER_MERGE);
+      if (!changes) {
         i = end;
         continue;
       }

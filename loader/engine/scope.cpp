@@ -522,7 +522,8 @@ void Scope::rank() {
   std::vector<std::pair<__u64, __u32>> keys(ranges_.size());
   for (__u32 i = 0; i < keys.size(); ++i)
     keys[i] = {__u64{~ranges_[i].heat} << 32 | ranges_[i].age_epochs, i};
-  std::sort(keys.begin(), keys.end());
+  // Most of them are equal, or in order already: no sort likes that less than std::sort.
+  std::stable_sort(keys.begin(), keys.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   ranked_.resize(keys.size());
   std::transform(keys.begin(), keys.end(), ranked_.begin(), [](const auto& key) { return key.second; });
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
 
@@ -134,15 +135,24 @@ std::string first_line(const std::filesystem::path& path) {
 }  // namespace
 
 // The policy is seated; is it still, some epochs later? The exit code says so.
-static int wait_and_see(const Context& context, const LoadArguments& arguments, const Json& loaded) {
+static int wait_and_see(const Context& context, const LoadArguments& arguments, const Json& loaded, std::int64_t asked_ms) {
   Json message = request("status");
   message["cgroup"] = arguments.cgroup;
   std::optional<std::uint64_t> first;
+  constexpr int kReasonTries = 100;
+  int tries = 0;
   for (;;) {
     auto reply = ask_tierd(context.socket, message);
     if (!reply) return print_error(reply.error(), context.json);
     const Json& scope = (*reply)["scopes"][0];
     if (scope["generation"] != loaded["generation"]) {
+      // The reason follows when the epoch has ended; until then it is that of an earlier policy.
+      const Json& last = scope["last_exit"];
+      const bool ours = !last.is_null() && last["unix_ms"] >= asked_ms && last["generation"] >= loaded["generation"];
+      if (!ours && tries++ < kReasonTries) {
+        usleep(50'000);
+        continue;
+      }
       const Json& exit = scope["last_exit"];
       const std::string reason = exit.is_null() ? "it left its seat" : exit["reason"].get<std::string>();
       const std::string said = exit.is_null() ? "" : exit["message"].get<std::string>();
@@ -174,6 +184,8 @@ int command_load(const Context& context, const LoadArguments& arguments) {
   message["settings"] = std::move(*settings);
   if (!arguments.rate.empty()) message["rate"] = arguments.rate;
   message["dry_run"] = arguments.dry_run;
+  const auto asked_ms =
+      std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   auto reply = ask_tierd(context.socket, std::move(message), file->fd.get());
   if (!reply) return print_error(reply.error(), context.json);
   if (context.json) {
@@ -186,7 +198,7 @@ int command_load(const Context& context, const LoadArguments& arguments) {
   }
   for (const auto& warning : (*reply)["warnings"])
     std::fprintf(stderr, "tierctl: warning: %s\n", warning.get<std::string>().c_str());
-  return arguments.wait_epochs != 0 ? wait_and_see(context, arguments, *reply) : 0;
+  return arguments.wait_epochs != 0 ? wait_and_see(context, arguments, *reply, asked_ms) : 0;
 }
 
 int command_restore(const Context& context, const std::string& cgroup) {

@@ -69,6 +69,7 @@ Json exit_json(const PolicyExit* exit) {
   json["policy"] = exit->policy;
   json["epoch"] = exit->epoch;
   json["unix_ms"] = exit->unix_ms;
+  json["generation"] = exit->generation;
   return json;
 }
 
@@ -171,8 +172,13 @@ Result<Json> Daemon::seat(const std::string& cgroup, PolicyObject policy, const 
   if (!id) return std::unexpected(id.error());
   const std::string name = policy.info().name;
   std::string before;
+  std::uint64_t generation = 0;
   if (tiering_) {
-    if (auto old = tiering_->seats().find(cgroup); old != tiering_->seats().end()) before = old->second->terms().policy;
+    if (auto old = tiering_->seats().find(cgroup); old != tiering_->seats().end()) {
+      const PolicySeat::Terms terms = old->second->terms();
+      before = terms.policy;
+      generation = terms.generation;
+    }
     // The cgroup may be another one of that name by now.
     end_removed();
   }
@@ -185,7 +191,7 @@ Result<Json> Daemon::seat(const std::string& cgroup, PolicyObject policy, const 
   }
   if (!before.empty())
     last_exits_[cgroup] =
-        PolicyExit{"replaced", "ok", "policy " + name + " was loaded in its place", "", before, epoch_of(cgroup), unix_ms_now()};
+        PolicyExit{"replaced", "ok", "policy " + name + " was loaded in its place", "", before, epoch_of(cgroup), unix_ms_now(), generation};
   reseat_errors_.erase(cgroup);
   note(before.empty() ? "seated" : "swapped", cgroup, name,
        before.empty() ? "source " + tiering_->source().name : "in place of " + before);
@@ -212,6 +218,7 @@ Result<Json> Daemon::seat(const std::string& cgroup, PolicyObject policy, const 
 
 void Daemon::unseat(const std::string& cgroup, PolicyExit exit) {
   const std::string policy = exit.policy, kind = exit.kind, reason = exit.reason;
+  exit.generation = tiering_->seats().at(cgroup)->terms().generation;
   if (last_exits_.size() >= kExitsMax && !last_exits_.contains(cgroup)) last_exits_.erase(last_exits_.begin());
   last_exits_[cgroup] = std::move(exit);
   tiering_->unseat(cgroup);

@@ -90,6 +90,7 @@ bool PolicySeat::eject(const ht_run& run, std::uint64_t generation, std::optiona
   exit.policy = policy_.info().name;
   exit.epoch = run.scope.epoch;
   exit.unix_ms = unix_ms_now();
+  exit.generation = generation;
   const bool told = run.exit.kind == TIER_EXIT_EJECTED;
   exit.message = told ? std::string(run.exit.message, strnlen(run.exit.message, sizeof(run.exit.message)))
                       : "status " + std::to_string(run.status);

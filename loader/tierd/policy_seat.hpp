@@ -26,6 +26,7 @@ struct PolicyExit {
   std::string policy;
   std::uint64_t epoch = 0;
   std::uint64_t unix_ms = 0;
+  std::uint64_t generation = 0;  // of the seat, while it had that policy
 };
 
 // How a seat may move pages.

@@ -19,7 +19,7 @@ in_cgroup batch "$TOOLS/busy" 160 "$work/batch" 50 &
 batch_pid=$!
 ready() { [ -s "$work/$1" ] && [ "$(od -An -tu8 -N8 "$work/$1" | tr -d ' ')" -gt 0 ]; }
 wait_until 120 ready batch || fail_check "the workload does not start"
-in_cgroup svc "$TOOLS/busy" 120 "$work/svc" 0 &
+in_cgroup svc "$TOOLS/busy" 120 "$work/svc" 20 &
 svc_pid=$!
 wait_until 120 ready svc || fail_check "the workload does not start"
 
