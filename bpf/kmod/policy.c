@@ -474,10 +474,20 @@ static void break_rule(struct turn *turn, struct ht_run *run, int status, u32 co
 	spin_unlock(&seats_lock);
 }
 
+/* Apart from in_time(), which would pay for the message with each callback. */
+static noinline bool out_of_time(struct turn *turn, struct ht_run *run, const char *callback, u64 used_ns)
+{
+	char message[sizeof(run->exit.message)];
+
+	scnprintf(message, sizeof(message), "%s: %llu us used, %llu us allowed, after %u of %u entries",
+		  callback, used_ns / 1000, turn->budget_ns / 1000, turn->done, turn->nr);
+	break_rule(turn, run, -ETIME, TIER_CODE_TIMEOUT, message);
+	return false;
+}
+
 /* After each callback: is there time for the next one? */
 static bool in_time(struct turn *turn, struct ht_run *run, const char *callback)
 {
-	char message[sizeof(run->exit.message)];
 	u64 used_ns;
 
 	/* No lock is held; a long run must not delay RCU tasks. */
@@ -486,12 +496,7 @@ static bool in_time(struct turn *turn, struct ht_run *run, const char *callback)
 	if (!turn->budget_ns)
 		return true;
 	used_ns = ktime_get_ns() - turn->start_ns;
-	if (used_ns <= turn->budget_ns)
-		return true;
-	scnprintf(message, sizeof(message), "%s: %llu us used, %llu us allowed, after %u of %u entries",
-		  callback, used_ns / 1000, turn->budget_ns / 1000, turn->done, turn->nr);
-	break_rule(turn, run, -ETIME, TIER_CODE_TIMEOUT, message);
-	return false;
+	return used_ns <= turn->budget_ns || out_of_time(turn, run, callback, used_ns);
 }
 
 static int leave(struct turn *turn, struct ht_run *run)
