@@ -13,10 +13,10 @@ echo 1 >/proc/sys/kernel/watchdog
 check_equal "the detector of soft lockups is on" 1 "$(cat /proc/sys/kernel/soft_watchdog)"
 
 mkdir -p /sys/fs/cgroup/bad /sys/fs/cgroup/good
-in_cgroup() { # CGROUP COMMAND...
+in_cgroup() { # CGROUP COMMAND..., in the background: its process becomes the command
 	local group=$1
 	shift
-	(echo 0 >"/sys/fs/cgroup/$group/cgroup.procs" && exec "$@")
+	echo 0 >"/sys/fs/cgroup/$group/cgroup.procs" && exec "$@"
 }
 in_cgroup bad "$TOOLS/busy" 220 "$work/bad" 20 &
 bad_pid=$!

@@ -9,9 +9,10 @@
 //            region (copies) and to memory of its own, and ends a few bursts later
 //   stream   goes through memory from end to end without a pause, each piece of it
 //            unmapped and mapped anew after the last piece
+//   compute  touches no memory
 //
 // Commands on stdin: go / pause ("ok"), stop ("stopped"). map and fork are steady
-// while paused, stream rests.
+// while paused, stream and compute rest.
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -65,12 +66,14 @@ class Work {
       pieces_.resize(options.size / kPiece);
       return;
     }
+    if (options.kind == "compute") return;
     region_ = map(options.size);
     touch(region_, options.size);
   }
 
   void step(bool going) {
     if (options_.kind == "stream") return stream();
+    if (options_.kind == "compute") return workload::burn(100'000);
     burst();
     if (going && options_.kind == "map") remap();
     if (going && options_.kind == "fork") breed();
@@ -129,7 +132,7 @@ class Work {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app{"small workloads for the tests of scopes"};
-  app.add_option("kind", options.kind)->required()->check(CLI::IsMember({"steady", "map", "fork", "stream"}));
+  app.add_option("kind", options.kind)->required()->check(CLI::IsMember({"steady", "map", "fork", "stream", "compute"}));
   app.add_option("--size", options.size)->transform(CLI::AsSizeValue(false));
   app.add_option("--more", options.more)->transform(CLI::AsSizeValue(false));
   app.add_option("--seed", options.seed);
@@ -141,7 +144,7 @@ int main(int argc, char** argv) {
   workload::answer("ready", {{"pid", getpid()}});
   bool going = false;
   for (;;) {
-    auto command = commands.next(options.kind == "stream" && !going);
+    auto command = commands.next((options.kind == "stream" || options.kind == "compute") && !going);
     if (!command) {
       work.step(going);
       continue;
