@@ -529,8 +529,12 @@ int main(int argc, char** argv) {
   for (const std::string& name : names)
     for (const std::string& policy : policies) {
       Outcome o = replay(name, policy, options);
-      std::printf("%-14s %-11s %6.3f %6.3f %7.3f %9.3f %8d %10.2f\n", name.c_str(), policy.c_str(), o.share, o.hit, o.oracle,
-                  o.moved, o.reached, o.engine_ms);
+      const bool gainful = o.oracle > o.random + 0.02;  // else a share says nothing
+      char share[16];
+      std::snprintf(share, sizeof share, "%.3f", o.share);
+      std::printf("%-14s %-11s %6s %6.3f %7.3f %9.3f %8s %10.2f\n", name.c_str(), policy.c_str(),
+                  gainful ? share : "-", o.hit, o.oracle, o.moved,
+                  gainful && o.reached >= 0 ? std::to_string(o.reached).c_str() : "-", o.engine_ms);
       std::fflush(stdout);
     }
   return 0;

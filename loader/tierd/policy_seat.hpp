@@ -42,7 +42,7 @@ struct SavedSeat {
   std::string file;    // as it was given to load
   std::map<std::string, std::string> settings;
   std::string object;  // the bytes
-  MoveTerms moves;
+  MoveTerms moves{};
 };
 
 const char* exit_code_name(__u32 code);  // enum tier_exit_code: "timeout", ...

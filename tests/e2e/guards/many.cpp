@@ -20,7 +20,7 @@ constexpr std::size_t kPage = 4096;
 
 void touch(char* memory, std::size_t mappings, std::size_t stride) {
   for (std::size_t i = 0; i < mappings; ++i)
-    for (std::size_t page = 0; page < 2; ++page) ++*reinterpret_cast<volatile char*>(memory + i * stride + page * kPage);
+    for (std::size_t page = 0; page < 2; ++page) *reinterpret_cast<volatile char*>(memory + i * stride + page * kPage) = 1;
 }
 
 [[noreturn]] void work(std::size_t mappings, std::size_t stride, useconds_t pause_us, int ready) {
