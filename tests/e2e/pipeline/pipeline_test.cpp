@@ -79,7 +79,8 @@ void hotset_test(Checks& checks, uint64_t seed) {
   // What the best placement gives in the same capacity, measured.
   json placed = hotset.ask("place best", "placed");
   const uint64_t asked = placed.at("asked_pages"), moved = placed.at("moved_pages");
-  checks.that(asked - moved <= asked / 1000, "the best placement: %llu of %llu pages moved", static_cast<unsigned long long>(moved), static_cast<unsigned long long>(asked));
+  // A page in another CPU's LRU batch stays where it is.
+  checks.that(asked - moved <= asked / 200, "the best placement: %llu of %llu pages moved", static_cast<unsigned long long>(moved), static_cast<unsigned long long>(asked));
   window(hotset, meter, kEpochAccesses);
   const double best = window(hotset, meter, 2 * kEpochAccesses).ratio();
   hotset.ask("place worst", "placed");
