@@ -55,14 +55,6 @@ void thin(T (&v)[N], __u32 factor, const __u8* random) {
 unsigned key_of(float rate) { return std::bit_cast<__u32>(rate) >> 15; }
 float rate_of(unsigned key) { return std::bit_cast<float>(__u32{key} << 15); }
 
-__u64 mask_bits(unsigned first, unsigned last, unsigned word) {
-  unsigned from = std::max(first, word * 64);
-  unsigned to = std::min(last, word * 64 + 64);
-  if (from >= to) return 0;
-  __u64 bits = to - from == 64 ? ~0ULL : (1ULL << (to - from)) - 1;
-  return bits << (from - word * 64);
-}
-
 }  // namespace
 
 unsigned Estimate::Granule::present_pages() const {
@@ -117,7 +109,7 @@ void Estimate::clear(__u64 space, __u64 granule, unsigned first, unsigned last) 
   if (!g) return;
   __u64 left = 0;
   for (unsigned w = 0; w < kPages / 64; ++w) {
-    __u64 keep = ~mask_bits(first, last, w);
+    __u64 keep = ~page_mask(first, last, w);
     for (auto& tier : g->in_tier) tier[w] &= keep;
     for (auto& side : g->tried) side[w] &= keep;
     left |= g->present(w);
@@ -310,11 +302,7 @@ void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
     }
   }
   for (float& count : g.count) count += static_cast<float>(total);
-  if (g.sampled_epoch != epoch_) {
-    g.sampled_epoch = static_cast<__u32>(epoch_);
-    g.samples = g.stores = 0;
-  }
-  g.samples += total;
+  g.sampled_epoch = static_cast<__u32>(epoch_);
   epoch_samples_ += total;
 }
 

@@ -12,6 +12,7 @@
 // 2 MiB that has pages, and freed with them.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <functional>
@@ -23,6 +24,15 @@
 #include <hypertier/abi.h>
 
 namespace hypertier {
+
+// Pages [first, last) of a granule, as far as they are in one 64-bit word of it.
+inline __u64 page_mask(unsigned first, unsigned last, unsigned word) {
+  const unsigned from = std::max(first, word * 64);
+  const unsigned to = std::min(last, word * 64 + 64);
+  if (from >= to) return 0;
+  const __u64 bits = to - from == 64 ? ~0ULL : (1ULL << (to - from)) - 1;
+  return bits << (from - word * 64);
+}
 
 struct EstimateSettings {
   // Weight of the past in the choice of the time scale, per epoch.
@@ -59,8 +69,6 @@ class Estimate {
     float rate[kScales] = {};  // of the last pass
     __u32 birth = 0;           // epoch before the first that counts
     __u32 sampled_epoch = 0;
-    __u32 samples = 0;  // of sampled_epoch
-    __u32 stores = 0;
     bool huge = false;  // one folio
 
     __u64 present(unsigned word) const { return in_tier[0][word] | in_tier[1][word]; }

@@ -43,11 +43,7 @@ void each_sampled(const ht_granule& granule, F&& f) {
 // Bits of one granule's words that lie in pages [first, last).
 template <class F>
 void each_word(unsigned first, unsigned last, F&& f) {
-  for (unsigned w = first / 64; w < HT_GRANULE_PAGES / 64 && w * 64 < last; ++w) {
-    unsigned from = std::max(first, w * 64) - w * 64;
-    unsigned to = std::min(last, w * 64 + 64) - w * 64;
-    f(w, (to == 64 ? ~0ULL : (1ULL << to) - 1) & (~0ULL << from));
-  }
+  for (unsigned w = first / 64; w < HT_GRANULE_PAGES / 64 && w * 64 < last; ++w) f(w, page_mask(first, last, w));
 }
 
 }  // namespace

@@ -934,34 +934,29 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
     for (__u32 i = 0; i < run.nr; ++i) {
       const ht_pair& pair = pairs[i];
       const PlanEntry& entry = plan[pair.user];
-      if (entry.hot) {
-        tier_result& hot = result(entry.hot_range);
-        (pair.hot_result == HT_MOVE_DONE ? hot.promoted_pages : hot.failed_pages) +=
-            static_cast<__u32>(entry.hot_pages());
-        Residency& residency = partition_->residency(entry.hot_range);
+      const auto settle = [&](__u32 range, __u64 space, ht_page_t page, __u64 pages, __u32 became, ht_tier to,
+                              __u32 tier_result::*moved) {
+        const bool done = became == HT_MOVE_DONE;
+        result(range).*(done ? moved : &tier_result::failed_pages) += static_cast<__u32>(pages);
+        Residency& residency = partition_->residency(range);
         residency.moved = true;
-        if (pair.hot_result == HT_MOVE_DONE) {
-          residency.move(entry.hot, HT_TIER_FAST);
-          remember(entry.hot_range, entry.hot, HT_TIER_FAST, report);
+        if (done) {
+          residency.move(page, to);
+          remember(range, page, to, report);
         }
-        partition_->placed(pair.hot_space, entry.hot, static_cast<ht_move_result>(pair.hot_result), HT_TIER_FAST);
+        partition_->placed(space, page, static_cast<ht_move_result>(became), to);
+      };
+      if (entry.hot) {
+        settle(entry.hot_range, pair.hot_space, entry.hot, entry.hot_pages(), pair.hot_result, HT_TIER_FAST,
+               &tier_result::promoted_pages);
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
           withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
           withheld_until_epoch_ = epoch_ + kWithheldEpochs;
         }
       }
-      if (entry.cold) {
-        tier_result& cold = result(entry.cold_range);
-        (pair.cold_result == HT_MOVE_DONE ? cold.demoted_pages : cold.failed_pages) +=
-            static_cast<__u32>(entry.cold_pages());
-        Residency& residency = partition_->residency(entry.cold_range);
-        residency.moved = true;
-        if (pair.cold_result == HT_MOVE_DONE) {
-          residency.move(entry.cold, HT_TIER_SLOW);
-          remember(entry.cold_range, entry.cold, HT_TIER_SLOW, report);
-        }
-        partition_->placed(pair.cold_space, entry.cold, static_cast<ht_move_result>(pair.cold_result), HT_TIER_SLOW);
-      }
+      if (entry.cold)
+        settle(entry.cold_range, pair.cold_space, entry.cold, entry.cold_pages(), pair.cold_result, HT_TIER_SLOW,
+               &tier_result::demoted_pages);
     }
     ht_exchange_run& sum = report.moved;
     sum.nr += run.nr;
