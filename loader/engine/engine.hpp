@@ -65,8 +65,8 @@ struct EngineSettings {
   // Estimated ranges: most of them, and how often they are drawn anew: every
   // epoch up to pass_pages pages, less often with more.
   __u32 max_estimated_ranges = HT_RANGES_MAX / 2;
-  __u64 pass_pages = 1 << 20;
-  __u64 max_pass_epochs = 10;
+  __u64 pass_pages = 1 << 19;
+  __u64 max_pass_epochs = 16;
   // Free room of the fast tier that moves leave to the kernel's allocator, as
   // a share of the tier (TPP keeps 2 %).
   double fast_reserve_share = 0.02;

@@ -51,6 +51,24 @@ void thin(T (&v)[N], __u32 factor, const __u8* random) {
   for (std::size_t i = 0; i < N; ++i) v[i] = static_cast<T>((v[i] * factor + random[i]) >> 8);
 }
 
+// Granules lie anywhere in memory, and one is done before the next has come.
+void fetch(const void* from, std::size_t bytes) {
+  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+}
+
+// Where its pages are, and what it counted as a whole.
+void fetch_facts(const Estimate::Granule* g) {
+  if (!g) return;
+  fetch(g->in_tier, sizeof(g->in_tier));
+  fetch(g->count, 1);
+}
+
+void fetch_counts(const Estimate::Granule* g, int scale) {
+  if (!g) return;
+  fetch(g->page[scale], sizeof(g->page[scale]));
+  fetch(g->piece[scale], sizeof(g->piece[scale]));
+}
+
 // A positive float's upper bits: its logarithm in steps of 0.4 %.
 unsigned key_of(float rate) { return std::bit_cast<__u32>(rate) >> 15; }
 float rate_of(unsigned key) { return std::bit_cast<float>(__u32{key} << 15); }
@@ -81,10 +99,21 @@ double Estimate::Granule::counted(int scale, unsigned first, unsigned last, doub
 // ------------------------------------------------------------------ storage
 
 Estimate::Granule* Estimate::find(__u64 space, __u64 granule) {
-  auto s = spaces_.find(space);
-  if (s == spaces_.end()) return nullptr;
-  auto r = s->second.find(granule / kRegionGranules);
-  return r == s->second.end() ? nullptr : r->second.granules[granule % kRegionGranules].get();
+  const __u64 index = granule / kRegionGranules;
+  if (!found_.region || found_.space != space || found_.index != index) {
+    auto s = spaces_.find(space);
+    if (s == spaces_.end()) return nullptr;
+    auto r = s->second.find(index);
+    if (r == s->second.end()) return nullptr;
+    found_ = {space, index, &r->second};
+  }
+  return found_.region->granules[granule % kRegionGranules].get();
+}
+
+Estimate::Granule* Estimate::find_in_turn(__u64 space, __u64 granule) {
+  Granule* g = find(space, granule);
+  if (g && (granule + 1) % kRegionGranules) fetch_facts(found_.region->granules[(granule + 1) % kRegionGranules].get());
+  return g;
 }
 
 Estimate::Granule& Estimate::make(__u64 space, __u64 granule) {
@@ -129,6 +158,7 @@ void Estimate::clear(__u64 space, __u64 granule, unsigned first, unsigned last) 
   g.reset();
   --granules_;
   if (--r->second.used == 0) {
+    found_ = {};
     s->second.erase(r);
     --regions_;
     if (s->second.empty()) spaces_.erase(s);
@@ -140,6 +170,7 @@ void Estimate::drop(__u64 space) {
   if (s == spaces_.end()) return;
   for (const auto& [index, region] : s->second) granules_ -= region.used;
   regions_ -= s->second.size();
+  found_ = {};
   spaces_.erase(s);
 }
 
@@ -174,8 +205,10 @@ std::size_t Estimate::bytes() const {
 void Estimate::visit(const Visit& visit) {
   for (auto& [space, regions] : spaces_)
     for (auto& [index, region] : regions)
-      for (unsigned i = 0; i < kRegionGranules; ++i)
+      for (unsigned i = 0; i < kRegionGranules; ++i) {
+        if (i + 1 < kRegionGranules) fetch_counts(region.granules[i + 1].get(), scale_);
         if (region.granules[i]) visit(space, index * kRegionGranules + i, *region.granules[i]);
+      }
 }
 
 // ------------------------------------------------------------------- ageing
@@ -227,7 +260,9 @@ void Estimate::decay(int scale) {
   const auto& random = noise_bytes();
   for (auto& [space, regions] : spaces_)
     for (auto& [index, region] : regions)
-      for (auto& g : region.granules) {
+      for (unsigned i = 0; i < kRegionGranules; ++i) {
+        if (i + 1 < kRegionGranules) fetch_counts(region.granules[i + 1].get(), scale);
+        auto& g = region.granules[i];
         if (!g || g->count[scale] == 0) continue;
         thin_granule(*g, scale, kDecay256, random.data() + next_random(random_) % (kNoise - 2 * kPages));
         g->count[scale] *= kDecay;
@@ -370,6 +405,13 @@ void Estimate::rates(const Granule& g, float out[kPages]) const {
     const __u8* page = g.page[scale_] + i * kPiecePages;
     float* to = out + i * kPiecePages;
     const __u32 mask = g.piece_mask(i);
+    if (mask == 0xffff) {  // as nearly all are: no branch for a page
+      __u32 counted = 0;
+      for (unsigned p = 0; p < kPiecePages; ++p) counted += page[p];
+      const float scale = piece[i] * kPiecePages / (k * kPiecePages + f * static_cast<float>(counted));
+      for (unsigned p = 0; p < kPiecePages; ++p) to[p] = counted ? scale * (k + f * static_cast<float>(page[p])) : piece[i];
+      continue;
+    }
     float sum = 0;
     for (unsigned p = 0; p < kPiecePages; ++p) {
       to[p] = mask >> p & 1 ? k + f * static_cast<float>(page[p]) : 0;
@@ -381,7 +423,8 @@ void Estimate::rates(const Granule& g, float out[kPages]) const {
 }
 
 // The lowest two levels of one granule: evidence, and the histogram of rates.
-void Estimate::pages_pass(Granule& g, int scale, Dispersion& piece_level, Dispersion& page_level,
+// Of its pieces each look.every-th is looked into, and stands for the others.
+void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion& piece_level, Dispersion& page_level,
                           std::vector<__u32>& histogram) {
   const float m = g.rate[scale];
   if (g.huge) {
@@ -396,7 +439,7 @@ void Estimate::pages_pass(Granule& g, int scale, Dispersion& piece_level, Disper
   const float exposure = age.noise * age.weight;
   float excess = 0;
   float expected = 0;
-  for (unsigned i = 0; i < kPieces; ++i) {
+  for (unsigned i = look.first; i < kPieces; i += look.every) {
     const __u32 mask = g.piece_mask(i);
     if (!mask) continue;
     const __u8* page = g.page[scale] + i * kPiecePages;
@@ -412,19 +455,19 @@ void Estimate::pages_pass(Granule& g, int scale, Dispersion& piece_level, Disper
     excess += f * f * static_cast<float>(squares) - 2 * e * x + n * e * e - x;
     expected += n * e * e;
     if (!sum) {
-      histogram[key_of(piece[i])] += static_cast<__u32>(n);
+      histogram[key_of(piece[i])] += look.every * static_cast<__u32>(n);
       continue;
     }
     const float unit = piece[i] * n / (n * k + x);
     if (mask == 0xffff) {
-      for (unsigned p = 0; p < kPiecePages; ++p) ++histogram[key_of(unit * (k + f * static_cast<float>(page[p])))];
+      for (unsigned p = 0; p < kPiecePages; ++p) histogram[key_of(unit * (k + f * static_cast<float>(page[p])))] += look.every;
     } else {
       for (unsigned p = 0; p < kPiecePages; ++p)
-        if (mask >> p & 1) ++histogram[key_of(unit * (k + f * static_cast<float>(page[p])))];
+        if (mask >> p & 1) histogram[key_of(unit * (k + f * static_cast<float>(page[p])))] += look.every;
     }
   }
-  page_level.excess += excess;
-  page_level.expected += expected;
+  page_level.excess += excess * static_cast<float>(look.every);
+  page_level.expected += expected * static_cast<float>(look.every);
 }
 
 void Estimate::learn(int scale, const Dispersion (&d)[kLevels]) {
@@ -480,8 +523,10 @@ void Estimate::estimate(int scale, __u64 top_pages) {
     auto& list = regions.emplace_back();
     for (const auto& [index, region] : space) {
       Node& r = list.emplace_back();
-      for (const auto& g : region.granules)
-        if (g) r.add(leaf(*g));
+      for (unsigned i = 0; i < kRegionGranules; ++i) {
+        if (i + 1 < kRegionGranules) fetch_facts(region.granules[i + 1].get());
+        if (const auto& g = region.granules[i]) r.add(leaf(*g));
+      }
       s.add(r);
     }
     all.add(s);
@@ -492,6 +537,8 @@ void Estimate::estimate(int scale, __u64 top_pages) {
   children(kSpace, all, spaces);
 
   std::vector<__u32> histogram(kKeys);
+  const unsigned every = std::bit_floor(static_cast<unsigned>(std::clamp<__u64>(pages_ / settings_.looked_pages, 1, kPieces / 4)));
+  unsigned turn = 0;
   std::vector<Node> nodes;
   std::size_t s = 0;
   for (auto& [id, space] : spaces_) {
@@ -503,10 +550,13 @@ void Estimate::estimate(int scale, __u64 top_pages) {
         if (g) nodes.push_back(leaf(*g));
       children(kGranule, regions[s][r], nodes);
       std::size_t n = 0;
-      for (auto& g : region.granules) {
+      for (unsigned i = 0; i < kRegionGranules; ++i) {
+        if (i + 1 < kRegionGranules) fetch_counts(region.granules[i + 1].get(), scale);
+        auto& g = region.granules[i];
         if (!g) continue;
         g->rate[scale] = static_cast<float>(nodes[n++].rate);
-        pages_pass(*g, scale, d[kPiece], d[kPage], histogram);
+        // Each granule another piece, each pass another one of it.
+        pages_pass(*g, scale, {(turn++ + pass_) % every, every}, d[kPiece], d[kPage], histogram);
       }
       ++r;
     }
@@ -536,6 +586,7 @@ void Estimate::estimate(int scale, __u64 top_pages) {
 
 void Estimate::pass(__u64 top_pages) {
   if (ages_[0].empty()) age_tables();
+  ++pass_;
   for (int s = 0; s < kScales; ++s) {
     if (!learned_[s]) {
       // Twice: what is learned by the first is of use to the first.

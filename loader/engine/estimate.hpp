@@ -47,6 +47,9 @@ struct EstimateSettings {
   // Above so many samples per page of the top set and epoch, a sample adds a
   // quarter of what it adds below.
   double dense = 0.3;
+  // A pass looks into all pages of up to so many; of more, into each second,
+  // fourth or eighth 64 KiB piece of each 2 MiB (dispersion, cut).
+  __u64 looked_pages = 1 << 21;
 };
 
 class Estimate {
@@ -87,6 +90,7 @@ class Estimate {
   // Null: nothing is kept there. make() keeps it from now on; counting begins
   // with this epoch.
   Granule* find(__u64 space, __u64 granule);
+  Granule* find_in_turn(__u64 space, __u64 granule);  // for who wants the next one too
   Granule& make(__u64 space, __u64 granule);
   // Pages [first, last) are gone. Frees what is empty.
   void clear(__u64 space, __u64 granule, unsigned first, unsigned last);
@@ -153,12 +157,17 @@ class Estimate {
   // Of the top set: how many pages have a rate of a 16-bit log key.
   struct Histogram;
 
+  struct Look {
+    unsigned first;
+    unsigned every;
+  };
+
   const Age& at(int scale, __u32 birth) const;
   void age_tables();
   void decay(int scale);
   void set_unit(__u32 unit);
   void pieces(const Granule& g, int scale, float out[kPieces], Dispersion* dispersion = nullptr) const;
-  void pages_pass(Granule& g, int scale, Dispersion& piece, Dispersion& page, std::vector<__u32>& histogram);
+  void pages_pass(Granule& g, int scale, Look look, Dispersion& piece, Dispersion& page, std::vector<__u32>& histogram);
   void estimate(int scale, __u64 top_pages);
   void learn(int scale, const Dispersion (&d)[kLevels]);
   void choose();
@@ -170,6 +179,7 @@ class Estimate {
   double density_ = -1;  // samples per page of the top set and epoch, smoothed
   __u64 epoch_samples_ = 0;
   __u32 predict_turn_ = 0;
+  unsigned pass_ = 0;
   int scale_ = 0;
   bool passed_ = false;
   std::array<std::array<double, kLevels>, kScales> k_{};
@@ -183,6 +193,12 @@ class Estimate {
   std::array<std::vector<Age>, kScales> ages_;  // by epochs since birth
   __u32 random_ = 1;
   std::map<__u64, Space> spaces_;
+  // The region that was asked for last: who goes by addresses asks for it again.
+  struct {
+    __u64 space = 0;
+    __u64 index = 0;
+    Region* region = nullptr;
+  } found_;
   std::size_t granules_ = 0;
   std::size_t regions_ = 0;
 };

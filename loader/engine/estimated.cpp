@@ -46,6 +46,54 @@ void each_word(unsigned first, unsigned last, F&& f) {
   for (unsigned w = first / 64; w < HT_GRANULE_PAGES / 64 && w * 64 < last; ++w) f(w, page_mask(first, last, w));
 }
 
+// Rates of some pages taken together.
+struct Summary {
+  float low = std::numeric_limits<float>::max();
+  float high = 0;
+  float sum = 0;
+  float squares = 0;
+  static Summary of(float rate) { return {rate, rate, rate, rate * rate}; }
+  // Not told apart: all of them have the mean rate.
+  Summary as_one(unsigned pages) const {
+    const float mean = sum / static_cast<float>(pages);
+    return {mean, mean, sum, squares};
+  }
+};
+
+// Of each 64 KiB piece, and of all 512 pages.
+Summary summarize(const float (&rate)[HT_GRANULE_PAGES], Summary (&piece)[Estimate::kPieces]) {
+  constexpr unsigned kLanes = 4;  // side by side: a sum of floats is not reordered by compilers
+  Summary all;
+  for (unsigned i = 0; i < Estimate::kPieces; ++i) {
+    const float* at = rate + i * Estimate::kPiecePages;
+    float low[kLanes];
+    float high[kLanes];
+    float sum[kLanes];
+    float squares[kLanes];
+    for (unsigned l = 0; l < kLanes; ++l) low[l] = high[l] = sum[l] = at[l], squares[l] = at[l] * at[l];
+    for (unsigned p = kLanes; p < Estimate::kPiecePages; p += kLanes)
+      for (unsigned l = 0; l < kLanes; ++l) {
+        const float r = at[p + l];
+        low[l] = std::min(low[l], r);
+        high[l] = std::max(high[l], r);
+        sum[l] += r;
+        squares[l] += r * r;
+      }
+    Summary& s = piece[i];
+    for (unsigned l = 0; l < kLanes; ++l) {
+      s.low = std::min(s.low, low[l]);
+      s.high = std::max(s.high, high[l]);
+      s.sum += sum[l];
+      s.squares += squares[l];
+    }
+    all.low = std::min(all.low, s.low);
+    all.high = std::max(all.high, s.high);
+    all.sum += s.sum;
+    all.squares += s.squares;
+  }
+  return all;
+}
+
 }  // namespace
 
 EstimatedPartition::EstimatedPartition(const EngineSettings& settings) : settings_(settings) {}
@@ -349,39 +397,47 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
     runs_.back().square = static_cast<float>(squares / static_cast<double>(pages));
     pages = 0;
   };
-  auto open = [&](__u64 start, float known) {
+  auto open = [&](__u64 start) {
     if (runs_.size() == max_runs) {
       fits = false;
       return;
     }
     runs_.push_back({mapping_space, start, 0, mapping->flags, mapping->id, mapping->made_epoch, 0, 0});
-    low = high = known;
     sum = squares = 0;
   };
-  // n pages at address with the same rate; unit: what they belong to and is not taken apart.
-  auto put = [&](__u64 address, unsigned n, float rate, double rate_sum, double square_sum, __u64 unit) {
-    const float known = std::clamp(rate, floor, ceiling);
-    if (!pages) {
-      open(runs_.empty() || runs_.back().space != mapping_space || runs_.back().mapping != mapping->id ? mapping->start
-                                                                                                      : address,
-           known);
-      if (!fits) return;
-    } else if (unit != last_unit || !grain.unit_pages) {
-      float l = std::min(low, known);
-      float h = std::max(high, known);
-      if (h > l * grain.tolerance) {
-        close(address);
-        open(address, known);
-        if (!fits) return;
+  // n pages at address; unit: what they belong to and is not taken apart. False,
+  // and nothing is done: they would not end up in one run, put them one by one.
+  auto put = [&](__u64 address, unsigned n, const Summary& of, __u64 unit) {
+    float l = std::clamp(of.low, floor, ceiling);
+    float h = std::clamp(of.high, floor, ceiling);
+    const bool goes_on = pages && unit == last_unit && grain.unit_pages;
+    if (pages && !goes_on) {
+      const float with_low = std::min(low, l);
+      const float with_high = std::max(high, h);
+      if (with_high <= with_low * grain.tolerance) {
+        l = with_low;
+        h = with_high;
       } else {
-        low = l;
-        high = h;
+        if (l != h) return false;
+        close(address);
       }
+    } else if (!pages && h > l * grain.tolerance) {
+      return false;
+    }
+    if (!pages) {
+      const bool follows = !runs_.empty() && runs_.back().space == mapping_space && runs_.back().mapping == mapping->id;
+      open(follows ? address : mapping->start);
+      if (!fits) return true;
+    }
+    if (!goes_on) {
+      low = l;
+      high = h;
     }
     last_unit = unit;
-    sum += rate_sum;
-    squares += square_sum;
+    sum += of.sum;
+    squares += of.squares;
     pages += n;
+    return true;
   };
 
   estimate_.visit([&](__u64 space, __u64 granule, Estimate::Granule& g) {
@@ -389,6 +445,14 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
     const __u64 base = granule << HT_GRANULE_SHIFT;
     float rate[HT_GRANULE_PAGES];
     estimate_.rates(g, rate);
+    Summary piece[Estimate::kPieces];
+    const Summary all = summarize(rate, piece);
+    // Whether all pages of [from, from + n) are there and in the one mapping.
+    auto whole = [&](unsigned from, unsigned n) {
+      for (unsigned w = from / 64; w <= (from + n - 1) / 64; ++w)
+        if (const __u64 mask = page_mask(from, from + n, w); (g.present(w) & mask) != mask) return false;
+      return base + (__u64{from + n} << HT_PAGE_SHIFT) <= mapping->end;
+    };
     unsigned unit = g.huge ? HT_GRANULE_PAGES : std::min<unsigned>(grain.unit_pages, HT_GRANULE_PAGES);
     for (unsigned p = 0; p < HT_GRANULE_PAGES && fits;) {
       // the next stretch that is not taken apart
@@ -409,36 +473,33 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
             continue;
           }
         }
-        // What is all alike to the policy is put as one.
-        if (unit == 1 && from % Estimate::kPiecePages == 0 && g.piece_mask(from / Estimate::kPiecePages) == 0xffff &&
-            address + (__u64{Estimate::kPiecePages} << HT_PAGE_SHIFT) <= mapping->end) {
-          const float* piece = rate + from;
-          auto [least, most] = std::minmax_element(piece, piece + Estimate::kPiecePages);
-          if (*least == *most || *most <= floor || *least >= ceiling) {
-            double s = 0;
-            double q = 0;
-            for (unsigned i = 0; i < Estimate::kPiecePages; ++i) {
-              s += piece[i];
-              q += static_cast<double>(piece[i]) * piece[i];
-            }
-            put(address, Estimate::kPiecePages, static_cast<float>(s / Estimate::kPiecePages), s, q,
-                granule * HT_GRANULE_PAGES + from);
-            p = from + Estimate::kPiecePages;
-            break;
-          }
+        // As much at once as goes into one run.
+        const __u64 first = granule * HT_GRANULE_PAGES;
+        constexpr unsigned kPiece = Estimate::kPiecePages;
+        if (!from && (unit == 1 || unit == HT_GRANULE_PAGES) && whole(0, HT_GRANULE_PAGES) &&
+            put(address, HT_GRANULE_PAGES, unit == 1 ? all : all.as_one(HT_GRANULE_PAGES), first)) {
+          p = HT_GRANULE_PAGES;
+          break;
+        }
+        if (from % kPiece == 0 && (unit == 1 || unit == kPiece) && whole(from, kPiece)) {
+          const Summary& of = piece[from / kPiece];
+          if (!put(address, kPiece, unit == 1 ? of : of.as_one(kPiece), first + from / unit))
+            for (unsigned i = from; i < from + kPiece && fits; ++i)
+              put(base + (__u64{i} << HT_PAGE_SHIFT), 1, Summary::of(rate[i]), first + i);
+          p = from + kPiece;
+          break;
         }
         const unsigned stop =
             static_cast<unsigned>(std::min<__u64>(end, (std::min(mapping->end - base, __u64{HT_GRANULE_SIZE})) >> HT_PAGE_SHIFT));
         unsigned n = 0;
-        double s = 0;
-        double q = 0;
+        Summary of;
         for (unsigned i = from; i < stop; ++i)
           if (g.has(i)) {
             ++n;
-            s += rate[i];
-            q += static_cast<double>(rate[i]) * rate[i];
+            of.sum += rate[i];
+            of.squares += rate[i] * rate[i];
           }
-        if (n) put(address, n, static_cast<float>(s / n), s, q, granule * HT_GRANULE_PAGES + p / std::max(1U, unit));
+        if (n) put(address, n, of.as_one(n), first + p / std::max(1U, unit));
         from = stop;
       }
       p = std::max(p, end);
@@ -512,7 +573,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
       if (granule != at_granule || run.space != at_space) {
         at_granule = granule;
         at_space = run.space;
-        at = estimate_.find(run.space, granule);
+        at = estimate_.find_in_turn(run.space, granule);
       }
       const Estimate::Granule* g = at;
       if (!g) {
