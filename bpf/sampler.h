@@ -180,21 +180,37 @@ static __always_inline long ht_new_granule(struct ht_granule_key *key)
 	return -HT_DROP_BUSY;
 }
 
-/* Asks the index, where the hint was wrong. A slot, or -HT_DROP_*. */
-static __noinline long ht_find(__u64 space, __u64 granule)
-{
-	struct ht_granule_key key = { .space = space, .granule = granule };
-	__u32 *found = bpf_map_lookup_elem(&ht_index, &key);
-	long slot = found ? *found : ht_new_granule(&key);
-
-	if (slot >= 0)
-		ht_hints[HT_HINT(space, granule) & ht_hint_mask] = slot;
-	return slot;
-}
-
 static __always_inline bool ht_holds(struct ht_granule *granule, __u64 space, __u64 number)
 {
 	return granule && granule->granule == number && granule->space == space;
+}
+
+#define HT_FIND_TRIES 3
+
+/*
+ * Asks the index, where the hint was wrong. A slot, or -HT_DROP_*. Another CPU
+ * may take the same free slot, insert the same granule, or free the element
+ * that was found (the hash hands a deleted one out again at once, so a lookup
+ * that races a delete may return the slot of another granule): asked again.
+ */
+static __noinline long ht_find(__u64 space, __u64 granule)
+{
+	struct ht_granule_key key = { .space = space, .granule = granule };
+	long slot = -HT_DROP_BUSY;
+
+	for (int tries = 0; tries < HT_FIND_TRIES; tries++) {
+		__u32 *found = bpf_map_lookup_elem(&ht_index, &key);
+
+		slot = found ? *found : ht_new_granule(&key);
+		if (slot < 0 && slot != -HT_DROP_BUSY)
+			break;
+		if (slot >= 0 && ht_holds(ht_granule(0, slot), space, granule)) {
+			ht_hints[HT_HINT(space, granule) & ht_hint_mask] = slot;
+			return slot;
+		}
+		slot = -HT_DROP_BUSY;
+	}
+	return slot;
 }
 
 /* Out of the way of the samples that count. */
@@ -237,11 +253,7 @@ static __always_inline int ht_count(__u64 space, __u64 address, const __u64 *dat
 		if (found < 0)
 			return ht_drop(-found);
 		granule = ht_granule(ht_control.active, found);
-		/*
-		 * The hash hands a deleted element out again at once: a lookup that
-		 * races a delete may return the slot of another granule.
-		 */
-		if (!ht_holds(granule, space, number))
+		if (!ht_holds(granule, space, number)) /* freed since */
 			return ht_drop(HT_DROP_BUSY);
 	}
 
