@@ -25,7 +25,8 @@ void count(Estimate& estimate, Estimate::Granule& granule, const __u32 (&samples
 }
 
 struct Drawn {
-  explicit Drawn(unsigned granules, unsigned seed = 1) : rate(granules * kPages, 0), rng(seed) {
+  explicit Drawn(unsigned granules, unsigned seed = 1, const EstimateSettings& settings = {})
+      : estimate(settings), rate(granules * kPages, 0), rng(seed) {
     estimate.begin(1);
     for (unsigned g = 0; g < granules; ++g) present(estimate.make(kSpace, kFirst + g));
   }
@@ -92,6 +93,26 @@ TEST(Estimate, WeightAndNoiseAreThoseOfTheDecay) {
     // the half-life is what it is called
     EXPECT_NEAR(std::log(0.5) / std::log(215.0 / 256) * step, Estimate::kHalfLife[s], 0.01 * Estimate::kHalfLife[s]);
   }
+}
+
+// What a pass learns from a part of the pieces is what all of them tell.
+TEST(Estimate, APassMayLookIntoAnEighthOfALargeFootprint) {
+  constexpr unsigned kGranules = 256;
+  constexpr __u64 kTop = kGranules * kPages / 5;
+  EstimateSettings part;
+  part.looked_pages = kGranules * kPages / 8;
+  Drawn all(kGranules), eighth(kGranules, 1, part);
+  // Scattered heat: a fifth of the pages, anywhere, is twenty times as hot.
+  std::mt19937 rng(7);
+  for (unsigned p = 0; p < all.rate.size(); ++p) all.rate[p] = eighth.rate[p] = rng() % 5 ? 0.01 : 0.2;
+  all.epochs(40, kTop);
+  eighth.epochs(40, kTop);
+  const int s = all.estimate.scale();
+  EXPECT_EQ(s, eighth.estimate.scale());
+  EXPECT_NEAR(eighth.estimate.cut() / all.estimate.cut(), 1, 0.05);
+  EXPECT_NEAR(eighth.estimate.k(4, s) / all.estimate.k(4, s), 1, 0.05);  // of pages
+  EXPECT_NEAR(eighth.estimate.top_rate() / all.estimate.top_rate(), 1, 0.03);
+  EXPECT_NEAR(eighth.precision(kTop), all.precision(kTop), 0.01);
 }
 
 TEST(Estimate, MeanRateIsTheTrueMeanAtEachScaleOfTime) {
