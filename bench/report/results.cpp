@@ -161,7 +161,7 @@ std::optional<double> Results::lost_time(const Cell& cell) const {
 }
 
 const std::vector<std::string>& known_systems() {
-  static const std::vector<std::string> all = {"none", "kernel", "kernel-tuned", "damon", "hyperplace", "heattree", "hyperplace@abit", "oracle"};
+  static const std::vector<std::string> all = {"none", "kernel", "kernel-tuned", "damon", "hyperplace", "heattree", "heattree@abit", "oracle"};
   return all;
 }
 

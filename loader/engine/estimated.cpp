@@ -18,6 +18,9 @@ constexpr __u64 kWalkTurnEpochs = 64;
 constexpr __u64 kWalkMinPages = 4096;
 // How often finer ranges are tried.
 constexpr __u64 kFinerEpochs = 16;
+// After so long without a move, passes are made each kRestEpochs.
+constexpr __u64 kRestAfterEpochs = 16;
+constexpr __u64 kRestEpochs = 4;
 // The top set is at least this part of what the fast tier may hold.
 constexpr __u64 kTopMin = 16;
 
@@ -342,6 +345,7 @@ void EstimatedPartition::placed(__u64 space, ht_page_t page, ht_move_result resu
   const unsigned p = (address >> HT_PAGE_SHIFT) % HT_GRANULE_PAGES;
   const unsigned n = 1U << std::min(HT_PAGE_ORDER(page), kOrderHuge);
   if (result == HT_MOVE_DONE || result == HT_MOVE_ALREADY) {
+    moved_epoch_ = epoch_;
     each_word(p, p + n, [&](unsigned w, __u64 mask) {
       g->in_tier[wanted][w] |= mask;
       g->in_tier[!wanted][w] &= ~mask;
@@ -536,7 +540,9 @@ void EstimatedPartition::clip() {
 
 std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
   estimate_.end_fold(top_pages_);
-  const __u64 every = std::clamp<__u64>(estimate_.pages() / settings_.pass_pages, 1, settings_.max_pass_epochs);
+  __u64 every = std::clamp<__u64>(estimate_.pages() / settings_.pass_pages, 1, settings_.max_pass_epochs);
+  // While nothing is moved nobody acts on what passes tell: fewer will do.
+  if (epoch_ - moved_epoch_ > kRestAfterEpochs) every = std::max(every, kRestEpochs);
   if (!passed_epoch_ || epoch_ - passed_epoch_ >= every) {
     estimate_.pass(top_pages_);
     draw();

@@ -89,6 +89,7 @@ class EstimatedPartition final : public Partition {
   BitRates bits_{true};
   __u64 epoch_ = 0;
   __u64 passed_epoch_ = 0;
+  __u64 moved_epoch_ = 0;
   __u64 top_pages_ = 1;
   __u64 in_fast_pages_ = 0;  // as of the last fill
   __u32 next_id_ = 1;
