@@ -30,6 +30,7 @@ using e2e::json;
 
 namespace {
 
+const std::string kCgroup = "/bench";      // of the workload, without its driver
 constexpr uint64_t kPagesPerBin = 512;  // of the heat map: 2 MiB
 constexpr double kVainSeconds = 5;      // 10 epochs
 
@@ -119,14 +120,15 @@ Workload start_workload(const Case& one, uint64_t seed) {
   constexpr uint64_t kKeys = 90000, kValueBytes = 2000;
   Workload workload;
   if (one.command[0] == "redis") {
-    workload.redis = std::make_unique<e2e::Redis>(seed, kKeys, kValueBytes);
+    workload.redis = std::make_unique<e2e::Redis>(seed, kKeys, kValueBytes, kCgroup);
     workload.pid = workload.redis->server.pid();
     return workload;
   }
   std::vector<std::string> command = one.command;
   if (command[0] == "memcached") {
     const std::string socket = "/tmp/ht-memcached.sock";
-    workload.server = std::make_unique<Child>(std::vector<std::string>{"memcached", "-s", socket, "-U", "0", "-m", "512", "-t", "1", "-u", "root"});
+    workload.server = std::make_unique<Child>(
+        e2e::inside(kCgroup, {"memcached", "-s", socket, "-U", "0", "-m", "512", "-t", "1", "-u", "root"}));
     for (int i = 0; access(socket.c_str(), F_OK) != 0; i++) {
       if (i == 200) die("memcached does not start", "apt-get install memcached");
       usleep(50000);
@@ -134,7 +136,7 @@ Workload start_workload(const Case& one, uint64_t seed) {
     command = {"kvload", "--memcached", "--socket", socket, "--keys", std::to_string(kKeys), "--value", std::to_string(kValueBytes)};
   }
   command.insert(command.end(), {"--seed", std::to_string(seed)});
-  workload.driver = std::make_unique<Child>(command);
+  workload.driver = std::make_unique<Child>(workload.server ? command : e2e::inside(kCgroup, command));
   workload.ready = workload.driver->expect("ready");
   workload.pid = workload.server ? workload.server->pid() : workload.driver->pid();
   return workload;
@@ -365,7 +367,7 @@ struct Phase {
 };
 
 json run(const Options& options, const Case& one) {
-  SystemOptions settings{options.system, options.build, options.out + ".tierd.log", options.period, options.settings};
+  SystemOptions settings{options.system, options.build, options.out + ".tierd.log", kCgroup, options.period, options.settings};
   std::unique_ptr<System> system = make_system(settings);
   prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);  // the workload's too: small pages for all
   system->prepare();

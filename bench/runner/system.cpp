@@ -54,6 +54,7 @@ class Kernel final : public System {
 // reject: young ones are not demoted, others are not promoted.
 class Damon final : public System {
  public:
+  explicit Damon(std::string cgroup) : cgroup_(std::move(cgroup)) {}
   void prepare() override { write_file(kNuma, "0"); }
   void start(Memory& memory, pid_t) override {
     set("kdamonds/nr_kdamonds", "2");
@@ -84,9 +85,14 @@ class Damon final : public System {
       set(scheme + "access_pattern/age/max", "4294967295");
       set(scheme + "quotas/bytes", "209715200");
       set(scheme + "quotas/reset_interval_ms", "1000");
-      set(scheme + "filters/nr_filters", "1");
+      set(scheme + "filters/nr_filters", cgroup_.empty() ? "1" : "2");
       set(scheme + "filters/0/type", "young");
       set(scheme + "filters/0/matching", hot ? "N" : "Y");
+      if (!cgroup_.empty()) {  // others' pages are rejected
+        set(scheme + "filters/1/type", "memcg");
+        set(scheme + "filters/1/memcg_path", cgroup_);
+        set(scheme + "filters/1/matching", "N");
+      }
     }
     for (const char* kdamond : {"0", "1"}) set(std::string("kdamonds/") + kdamond + "/state", "on");
     for (const char* kdamond : {"0", "1"})
@@ -95,13 +101,14 @@ class Damon final : public System {
   json configuration() override {
     return {{"kdamonds", "paddr, one a node"}, {"sample_aggr_update_ms", {5, 100, 1000}}, {"regions", {10, 1000}},
             {"quota_bytes_per_s", 209715200}, {"migrate_cold", "nr_accesses 0, young ones rejected"},
-            {"migrate_hot", "nr_accesses 1-20, others than young rejected"}};
+            {"migrate_hot", "nr_accesses 1-20, others than young rejected"}, {"memcg", cgroup_.empty() ? "all" : "others rejected"}};
   }
   void stop() override {
     for (const char* kdamond : {"0", "1"}) set(std::string("kdamonds/") + kdamond + "/state", "off");
   }
 
  private:
+  std::string cgroup_;
   static inline const std::string kRoot = "/sys/kernel/mm/damon/admin/";
   static void set(const std::string& path, const std::string& value) { write_file(kRoot + path, value); }
 };
@@ -203,11 +210,12 @@ class HyperTier final : public System {
   void start(Memory&, pid_t) override {
     std::vector<std::string> load = {"load", policy_};
     for (const std::string& setting : options_.settings) load.insert(load.end(), {"--set", setting});
+    if (!options_.cgroup.empty()) load.insert(load.end(), {"--cgroup", options_.cgroup});
     e2e::tierctl(load);
   }
 
   json counters() override {
-    json status = e2e::tierctl({"status"});
+    json status = options_.cgroup.empty() ? e2e::tierctl({"status"}) : e2e::tierctl({"status", "--cgroup", options_.cgroup});
     json all = status.at("scopes").at(0).at("counters");
     all["s_of_fast_tier"] = status.value("s", json());
     all["dropped"] = status.value("dropped", json());
@@ -240,7 +248,7 @@ std::unique_ptr<System> make_system(const SystemOptions& options) {
   if (options.name == "none") return std::make_unique<None>();
   if (options.name == "kernel") return std::make_unique<Kernel>(false);
   if (options.name == "kernel-tuned") return std::make_unique<Kernel>(true);
-  if (options.name == "damon") return std::make_unique<Damon>();
+  if (options.name == "damon") return std::make_unique<Damon>(options.cgroup);
   if (options.name == "oracle") return std::make_unique<Oracle>();
   return std::make_unique<HyperTier>(options);
 }

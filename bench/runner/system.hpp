@@ -14,6 +14,9 @@ struct SystemOptions {
   std::string name;   // none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE]
   std::string build;  // where hypertier.ko is
   std::string log;    // of tierd
+  // Whose memory is tiered, where the system can be told: the kernel's cannot.
+  // Else what the measuring and the drivers keep would have fast memory too.
+  std::string cgroup;
   uint64_t period = 0;
   std::vector<std::string> settings;  // key=value of the policy
 };

@@ -71,7 +71,7 @@ double mean_ratio(Child& workload, Meter& meter, bool two) {
 int main(int argc, char** argv) {
   if (argc != 3) return 2;
   const std::string module = argv[1], name = argv[2];
-  auto system = bench::make_system({name, "", "", 0, {}});
+  auto system = bench::make_system({name, "", "", "", 0, {}});
   system->prepare();
   Child workload({"hotset", "--size", "320M", "--hot", "48M"});
   workload.expect("ready");

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -145,8 +146,17 @@ std::vector<std::string> redis_command() {
 }
 }  // namespace
 
-Redis::Redis(uint64_t seed, uint64_t keys, uint64_t value_bytes)
-    : server(redis_command()),
+std::vector<std::string> inside(const std::string& cgroup, const std::vector<std::string>& command) {
+  if (cgroup.empty()) return command;
+  const std::string dir = "/sys/fs/cgroup" + cgroup;
+  std::filesystem::create_directories(dir);
+  std::vector<std::string> wrapped = {"sh", "-c", "echo $$ >" + dir + "/cgroup.procs && exec \"$@\"", "sh"};
+  wrapped.insert(wrapped.end(), command.begin(), command.end());
+  return wrapped;
+}
+
+Redis::Redis(uint64_t seed, uint64_t keys, uint64_t value_bytes, const std::string& cgroup)
+    : server(inside(cgroup, redis_command())),
       load((server.skip_until("ready to accept connections"), std::vector<std::string>{
           "kvload", "--socket", kRedisSocket, "--seed", std::to_string(seed), "--keys", std::to_string(keys), "--value",
           std::to_string(value_bytes)})) {

@@ -63,10 +63,13 @@ class Child {
 };
 
 // redis-server from the distribution on a unix socket, and kvload that drives it.
+// The command, which joins the cgroup (made if need be) before it has memory of its own.
+std::vector<std::string> inside(const std::string& cgroup, const std::vector<std::string>& command);
+
 struct Redis {
   Child server;
   Child load;
-  Redis(uint64_t seed, uint64_t keys, uint64_t value_bytes);
+  Redis(uint64_t seed, uint64_t keys, uint64_t value_bytes, const std::string& cgroup = {});  // of the server
   void stop();  // checks that no value came back wrong
 };
 

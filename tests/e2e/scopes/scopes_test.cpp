@@ -25,13 +25,6 @@ const std::string kCgroups = "/sys/fs/cgroup";
 
 void make_cgroup(const std::string& path) { std::filesystem::create_directories(kCgroups + path); }
 
-// The command joins the cgroup before it has memory of its own.
-std::vector<std::string> inside(const std::string& cgroup, const std::vector<std::string>& command) {
-  std::vector<std::string> wrapped = {"sh", "-c", "echo $$ >" + kCgroups + cgroup + "/cgroup.procs && exec \"$@\"", "sh"};
-  wrapped.insert(wrapped.end(), command.begin(), command.end());
-  return wrapped;
-}
-
 void seat(const std::string& cgroup, const std::string& policy) { tierctl({"load", policy, "--cgroup", cgroup}); }
 void unseat(const std::string& cgroup) { tierctl({"unload", "--cgroup", cgroup}); }
 
