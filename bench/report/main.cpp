@@ -131,7 +131,7 @@ int quick(const Options& options) {
   const json bounds = json::parse(std::ifstream(options.repo / "bench/bounds.json"));
   Options short_run = options;
   short_run.seconds = 20;
-  const Job job{find_case("hotset-2m"), "hyperplace", 1, options.build / "bench/quick/hotset-2m.json"};
+  const Job job{find_case("hotset-2m"), "heattree", 1, options.build / "bench/quick/hotset-2m.json"};
   fs::remove_all(job.file.parent_path());
   fs::create_directories(job.file.parent_path());
   const fs::path micro_file = options.build / "bench/quick/micro.json";
@@ -140,7 +140,7 @@ int quick(const Options& options) {
              "--build", options.build, "--out", micro_file, "--accesses", "1500000", "--only", "sampler"}))
     return 1;
   Results results(job.file.parent_path());
-  const Cell& cell = results.of("hotset-2m", "hyperplace").at(0);
+  const Cell& cell = results.of("hotset-2m", "heattree").at(0);
   const json micro = json::parse(std::ifstream(micro_file)).at(0).at("numbers");
   uint64_t calls = 0;
   for (auto& [name, count] : cell.raw.at("flush_calls").items())

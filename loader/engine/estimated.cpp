@@ -514,11 +514,14 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
 }
 
 void EstimatedPartition::draw() {
-  static constexpr std::array<Grain, 10> kGrains = {{{1.25F, 256, 1},
+  static constexpr std::array<Grain, 13> kGrains = {{{1.25F, 256, 1},
                                                      {1.25F, 16, 1},
                                                      {1.25F, 4, 1},
                                                      {1.6F, 3, 1},
                                                      {2, 2, 1},
+                                                     {4, 16, 1},
+                                                     {8, 64, 1},
+                                                     {16, 64, 1},
                                                      {1.25F, 8, 16},
                                                      {1.6F, 3, 16},
                                                      {1.25F, 64, 512},

@@ -22,7 +22,7 @@ int main(int argc, char** argv) {
   std::function<int()> run;
 
   CLI::App app{"tierctl " HT_VERSION " - seats memory-tiering policies and shows what they do.\n"
-               "First steps: tierctl doctor, tierctl load hyperplace, tierctl status"};
+               "First steps: tierctl doctor, tierctl load heattree, tierctl status"};
   app.name("tierctl");
   app.require_subcommand(1);
   app.fallthrough();
@@ -58,7 +58,7 @@ int main(int argc, char** argv) {
              [&] { return command_unload(context, cgroup, force); });
   sub->add_option("--cgroup", cgroup, "the cgroup whose seat is emptied")->capture_default_str();
   sub->add_flag("--force", force, "also remove what a dead tierd left behind");
-  sub = verb(app, "restore", "seat the default policy (hyperplace)", [&] { return command_restore(context, cgroup); });
+  sub = verb(app, "restore", "seat the default policy (heattree)", [&] { return command_restore(context, cgroup); });
   sub->add_option("--cgroup", cgroup, "the cgroup whose seat it takes")->capture_default_str();
   sub = verb(app, "status", "tiers, seated policies, counters", [&] { return command_status(context, shown_cgroup); });
   sub->add_option("--cgroup", shown_cgroup, "only the scope that manages this cgroup");

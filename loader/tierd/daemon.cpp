@@ -715,7 +715,7 @@ Result<Json> Daemon::explain(const Json& request) const {
   const auto pid = request.at("pid").get<__u32>();
   const auto address = request.at("address").get<__u64>();
   if (!tiering_)
-    return fail("no policy is seated, so nothing is known of any process", "`tierctl load hyperplace` seats the default policy");
+    return fail("no policy is seated, so nothing is known of any process", "`tierctl load heattree` seats the default policy");
   Json reply;
   reply["schema"] = kSchema;
   reply["pid"] = pid;

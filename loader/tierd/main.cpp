@@ -12,7 +12,7 @@ int main(int argc, char** argv) {
   DaemonOptions options;
   CLI::App app{
       "tierd " HT_VERSION " - tiers memory by the policy that is seated.\n"
-      "Starts idle, or with the policy that was seated when it ended; `tierctl load hyperplace` seats one.\n"
+      "Starts idle, or with the policy that was seated when it ended; `tierctl load heattree` seats one.\n"
       "Stays in the foreground and logs to stderr; SIGTERM ends it and restores the machine."};
   app.name("tierd");
   app.set_version_flag("--version", std::string("tierd " HT_VERSION));

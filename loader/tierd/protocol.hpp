@@ -26,7 +26,7 @@ inline constexpr int kSchema = 1;
 inline constexpr char kSocket[] = "/run/hypertier/tierd.sock";
 inline constexpr char kStateDirectory[] = "/var/lib/hypertier";
 inline constexpr char kLockFile[] = "/run/hypertier/tierd.lock";
-inline constexpr char kDefaultPolicy[] = "hyperplace";
+inline constexpr char kDefaultPolicy[] = "heattree";
 
 // A descriptor that closes itself.
 class Fd {

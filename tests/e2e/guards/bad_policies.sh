@@ -30,7 +30,7 @@ of_scope() { tierctl status --cgroup "$1" --json | get "$2"; }
 look() { tierctl status --cgroup /bad --json >"$work/status"; }
 of_bad() { get "/scopes/0/$1" <"$work/status" 2>/dev/null; }
 exit_of_bad() { of_bad "last_exit/$1"; }
-ejected() { look && [ "$(exit_of_bad policy)" = "$1" ] && [ "$(exit_of_bad kind)" = ejected ] && [ "$(of_bad policy)" = hyperplace ]; }
+ejected() { look && [ "$(exit_of_bad policy)" = "$1" ] && [ "$(exit_of_bad kind)" = ejected ] && [ "$(of_bad policy)" = $DEFAULT ]; }
 # It moves pages in every epoch.
 check "load, good" tierctl load "$GUARDS/tidal.bpf.o" --cgroup /good
 last_event() { tierctl events --json | get /next; }
@@ -52,7 +52,7 @@ ejects() {
 	check_equal "$policy: no epoch without an answer" 0 "$(of_bad counters/policy_failures_total)"
 	tierctl events --after "$after" >"$work/events"
 	check "$policy: events name the reason" grep -Eq " ejected +/bad $policy: " "$work/events"
-	check "$policy: events name the successor" grep -Eq " seated +/bad hyperplace: the default takes over in the same epoch" "$work/events"
+	check "$policy: events name the successor" grep -Eq " seated +/bad $DEFAULT: the default takes over in the same epoch" "$work/events"
 	check_equal "$policy: when" true "$([ "$(exit_of_bad unix_ms)" -gt 0 ] && [ "$(exit_of_bad epoch)" -gt 0 ] && echo true)"
 	echo "ok: $(exit_of_bad reason) ($(exit_of_bad message)), $(($(of_scope /good /scopes/0/counters/epochs_total) - before)) epochs of the other scope meanwhile"
 	check_equal "$policy: the other scope's policy" tidal "$(of_scope /good /scopes/0/policy)"
@@ -112,7 +112,7 @@ check_refused "load --wait: the exit code says that it was ejected" 1 'policy in
 	tierctl load "$GUARDS/invalid.bpf.o" --cgroup /bad --wait 20
 check "load --wait: a good one" tierctl load "$GUARDS/steady.bpf.o" --cgroup /bad --wait 3
 check "restore: one command" tierctl restore --cgroup /bad
-check_equal "restore" hyperplace "$(of_scope /bad /scopes/0/policy)"
+check_equal "restore" $DEFAULT "$(of_scope /bad /scopes/0/policy)"
 
 note "a loader that dies is no policy error"
 check "load" tierctl load "$GUARDS/steady.bpf.o" --cgroup /bad --rate 100MB/s

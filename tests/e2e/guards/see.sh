@@ -56,7 +56,7 @@ check "without a limit it is done soon" wait_until 60 promoted_some
 check "cgroup reset" tierctl cgroup reset /
 check_equal "the seat's rate counts again" 524288 "$(status /scopes/0/rate_bytes_per_s)"
 check "restore: one command" tierctl restore
-check_equal "the default" hyperplace "$(status /scopes/0/policy)"
+check_equal "the default" $DEFAULT "$(status /scopes/0/policy)"
 check_equal "at the default's rate" $((200 << 20)) "$(status /scopes/0/rate_bytes_per_s)"
 
 note "events"

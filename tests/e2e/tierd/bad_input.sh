@@ -105,7 +105,7 @@ for policy in wrong_action:invalid_action slow:timeout; do
 	ejected() { [ "$(status /scopes/0/last_exit/kind)" = ejected ] && [ "$(status /scopes/0/last_exit/policy)" = "${policy%:*}" ]; }
 	check "${policy%:*} is ejected" wait_until 60 ejected
 	check_equal "code" "${policy#*:}" "$(status /scopes/0/last_exit/code)"
-	check_equal "the default took over" hyperplace "$(status /scopes/0/policy)"
+	check_equal "the default took over" $DEFAULT "$(status /scopes/0/policy)"
 	check_equal "no epoch was without a policy" 0 "$(counter empty_epochs_total)"
 	echo "ok: $(status /scopes/0/last_exit/reason) ($(status /scopes/0/last_exit/message))"
 done

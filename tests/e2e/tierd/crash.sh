@@ -86,7 +86,7 @@ stop_tierd
 start_tierd --fresh
 check_equal "--fresh starts idle" idle "$(status /scopes/0/state)"
 check "restore" tierctl restore
-check_equal "restore seats the default" hyperplace "$(status /scopes/0/policy)"
+check_equal "restore seats the default" $DEFAULT "$(status /scopes/0/policy)"
 check "unload" tierctl unload
 stop_tierd
 start_tierd

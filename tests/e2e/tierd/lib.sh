@@ -7,6 +7,7 @@ TOOLS=$BUILD/tests/e2e/tierd
 MODULE=$BUILD/bpf/kmod/hypertier.ko
 SOCKET=/run/hypertier/tierd.sock
 PINS=/sys/fs/bpf/hypertier
+DEFAULT=heattree # the policy that takes an ejected one's seat
 NUMA=/proc/sys/kernel/numa_balancing
 checks=0 failures=0 tierd_pid=
 work=$(mktemp -d /tmp/tierd-test.XXXXXX)
