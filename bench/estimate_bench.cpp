@@ -53,9 +53,12 @@ struct Footprint {
       for (__u16 p : drawn[g]) granule.pages[p / 2] += p & 1 ? 1 << 16 : 1;
     }
     fold();
+    finish();
   }
   void fold() {
     for (const ht_granule& granule : batch) partition.fold(granule, [](__u64, __u32) {});
+  }
+  void finish() {
     partition.close(top);
     partition.fill(out);
     batch.clear();
@@ -95,11 +98,9 @@ void estimate_epoch(benchmark::State& state) {
     const double start = cpu_ms();
     footprint.partition.begin(++footprint.epoch);
     const double begun = cpu_ms();
-    for (const ht_granule& granule : footprint.batch) footprint.partition.fold(granule, [](__u64, __u32) {});
+    footprint.fold();
     const double folded = cpu_ms();
-    footprint.partition.close(footprint.top);
-    footprint.partition.fill(footprint.out);
-    footprint.batch.clear();
+    footprint.finish();
     ageing += begun - start;
     folding += folded - begun;
     fills.push_back(cpu_ms() - folded);

@@ -30,7 +30,7 @@ using e2e::json;
 
 namespace {
 
-const std::string kCgroup = "/bench";      // of the workload, without its driver
+const std::string kCgroup = "/bench";  // of the workload, without its driver
 constexpr uint64_t kPagesPerBin = 512;  // of the heat map: 2 MiB
 constexpr double kVainSeconds = 5;      // 10 epochs
 

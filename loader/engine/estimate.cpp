@@ -69,6 +69,16 @@ void fetch_counts(const Estimate::Granule* g, int scale) {
   fetch(g->piece[scale], sizeof(g->piece[scale]));
 }
 
+// Calls f(index, granule) for each of a region's granules, the next one being
+// fetched meanwhile.
+template <class Granules, class Fetch, class F>
+void each_granule(Granules& granules, Fetch&& fetch_next, F&& f) {
+  for (unsigned i = 0; i < granules.size(); ++i) {
+    if (i + 1 < granules.size()) fetch_next(granules[i + 1].get());
+    if (granules[i]) f(i, *granules[i]);
+  }
+}
+
 // A positive float's upper bits: its logarithm in steps of 0.4 %.
 unsigned key_of(float rate) { return std::bit_cast<__u32>(rate) >> 15; }
 float rate_of(unsigned key) { return std::bit_cast<float>(__u32{key} << 15); }
@@ -205,10 +215,8 @@ std::size_t Estimate::bytes() const {
 void Estimate::visit(const Visit& visit) {
   for (auto& [space, regions] : spaces_)
     for (auto& [index, region] : regions)
-      for (unsigned i = 0; i < kRegionGranules; ++i) {
-        if (i + 1 < kRegionGranules) fetch_counts(region.granules[i + 1].get(), scale_);
-        if (region.granules[i]) visit(space, index * kRegionGranules + i, *region.granules[i]);
-      }
+      each_granule(region.granules, [this](const Granule* next) { fetch_counts(next, scale_); },
+                   [&](unsigned i, Granule& g) { visit(space, index * kRegionGranules + i, g); });
 }
 
 // ------------------------------------------------------------------- ageing
@@ -260,14 +268,12 @@ void Estimate::decay(int scale) {
   const auto& random = noise_bytes();
   for (auto& [space, regions] : spaces_)
     for (auto& [index, region] : regions)
-      for (unsigned i = 0; i < kRegionGranules; ++i) {
-        if (i + 1 < kRegionGranules) fetch_counts(region.granules[i + 1].get(), scale);
-        auto& g = region.granules[i];
-        if (!g || g->count[scale] == 0) continue;
-        thin_granule(*g, scale, kDecay256, random.data() + next_random(random_) % (kNoise - 2 * kPages));
-        g->count[scale] *= kDecay;
-        if (g->count[scale] < 1e-3F) g->count[scale] = 1e-3F;  // bytes may still hold something
-      }
+      each_granule(region.granules, [scale](const Granule* next) { fetch_counts(next, scale); }, [&](unsigned, Granule& g) {
+        if (g.count[scale] == 0) return;
+        thin_granule(g, scale, kDecay256, random.data() + next_random(random_) % (kNoise - 2 * kPages));
+        g.count[scale] *= kDecay;
+        if (g.count[scale] < 1e-3F) g.count[scale] = 1e-3F;  // bytes may still hold something
+      });
 }
 
 void Estimate::set_unit(__u32 unit) {
@@ -523,10 +529,7 @@ void Estimate::estimate(int scale, __u64 top_pages) {
     auto& list = regions.emplace_back();
     for (const auto& [index, region] : space) {
       Node& r = list.emplace_back();
-      for (unsigned i = 0; i < kRegionGranules; ++i) {
-        if (i + 1 < kRegionGranules) fetch_facts(region.granules[i + 1].get());
-        if (const auto& g = region.granules[i]) r.add(leaf(*g));
-      }
+      each_granule(region.granules, fetch_facts, [&](unsigned, const Granule& g) { r.add(leaf(g)); });
       s.add(r);
     }
     all.add(s);
@@ -550,14 +553,11 @@ void Estimate::estimate(int scale, __u64 top_pages) {
         if (g) nodes.push_back(leaf(*g));
       children(kGranule, regions[s][r], nodes);
       std::size_t n = 0;
-      for (unsigned i = 0; i < kRegionGranules; ++i) {
-        if (i + 1 < kRegionGranules) fetch_counts(region.granules[i + 1].get(), scale);
-        auto& g = region.granules[i];
-        if (!g) continue;
-        g->rate[scale] = static_cast<float>(nodes[n++].rate);
+      each_granule(region.granules, [scale](const Granule* next) { fetch_counts(next, scale); }, [&](unsigned, Granule& g) {
+        g.rate[scale] = static_cast<float>(nodes[n++].rate);
         // Each granule another piece, each pass another one of it.
-        pages_pass(*g, scale, {(turn++ + pass_) % every, every}, d[kPiece], d[kPage], histogram);
-      }
+        pages_pass(g, scale, {(turn++ + pass_) % every, every}, d[kPiece], d[kPage], histogram);
+      });
       ++r;
     }
     ++s;

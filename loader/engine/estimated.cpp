@@ -414,7 +414,7 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
   auto put = [&](__u64 address, unsigned n, const Summary& of, __u64 unit) {
     float l = std::clamp(of.low, floor, ceiling);
     float h = std::clamp(of.high, floor, ceiling);
-    const bool goes_on = pages && unit == last_unit && grain.unit_pages;
+    const bool goes_on = pages && unit == last_unit;
     if (pages && !goes_on) {
       const float with_low = std::min(low, l);
       const float with_high = std::max(high, h);
@@ -503,7 +503,7 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
             of.sum += rate[i];
             of.squares += rate[i] * rate[i];
           }
-        if (n) put(address, n, of.as_one(n), first + p / std::max(1U, unit));
+        if (n) put(address, n, of.as_one(n), first + p / unit);
         from = stop;
       }
       p = std::max(p, end);

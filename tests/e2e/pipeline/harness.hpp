@@ -62,10 +62,10 @@ class Child {
   FILE* out_ = nullptr;
 };
 
-// redis-server from the distribution on a unix socket, and kvload that drives it.
 // The command, which joins the cgroup (made if need be) before it has memory of its own.
 std::vector<std::string> inside(const std::string& cgroup, const std::vector<std::string>& command);
 
+// redis-server from the distribution on a unix socket, and kvload that drives it.
 struct Redis {
   Child server;
   Child load;
