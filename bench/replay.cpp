@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The engine and a policy's rules on simulated page streams, without a VM:
 // what share of the best possible gain does a rule reach from so many samples?
+// With --trace: on the pages and samples of a recorded run.
 //
 // An epoch's accesses go through a 4 MiB cache; what misses is the truth, a
 // random part of it the samples. The placement that epoch t chose is scored on
@@ -12,24 +13,30 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <fstream>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include "../policies/heattree.h"
 #include "../policies/hyperplace.h"
 #include "engine/engine.hpp"
 #include "engine/scope.hpp"
+#include "trace.hpp"
 
 namespace hypertier {
 namespace {
 
 constexpr __u64 kBase = 0x7f0000000000;
+constexpr __u64 kBasePage = kBase >> HT_PAGE_SHIFT;
 constexpr __u64 kSpace = 1;
 constexpr __u32 kPid = 100;
 constexpr __u64 kMiBPages = 256;
@@ -231,26 +238,46 @@ const std::vector<std::string> kWorkloads = {"hot2m", "hot64k",  "hot4k",    "ho
 // One process, its memory in two tiers.
 class Memory final : public Machine {
  public:
-  explicit Memory(__u64 pages) : tier(pages, HT_TIER_SLOW) {}
+  explicit Memory(__u64 room_pages) : room_pages(room_pages) {}
 
-  std::vector<__u8> tier;
+  __u64 room_pages;  // of the fast tier
+
+  void map(std::vector<ht_mapping> mappings) {
+    mappings_ = std::move(mappings);
+    ++seq_;
+  }
+  // HT_TIER_NONE: not resident.
+  __u8 tier(__u64 page) const {
+    auto found = granules_.find(page / HT_GRANULE_PAGES);
+    return found == granules_.end() ? __u8{HT_TIER_NONE} : found->second[page % HT_GRANULE_PAGES];
+  }
+  void put(__u64 page, __u8 to) {
+    auto [granule, fresh] = granules_.try_emplace(page / HT_GRANULE_PAGES);
+    if (fresh) granule->second.fill(HT_TIER_NONE);
+    __u8& tier = granule->second[page % HT_GRANULE_PAGES];
+    if (tier < HT_TIERS) --resident_[tier];
+    tier = to;
+    if (tier < HT_TIERS) ++resident_[tier];
+  }
+  __u64 resident(ht_tier tier) const { return resident_[tier]; }
+  __u64 free_fast() const { return room_pages > resident_[HT_TIER_FAST] ? room_pages - resident_[HT_TIER_FAST] : 0; }
+
   ht_spaces_run& spaces() override { return *spaces_; }
-  std::span<const ht_mapping> mappings() override { return {&mapping_, 1}; }
+  std::span<const ht_mapping> mappings() override { return mappings_; }
   ht_walks_run& walks() override { return *walks_; }
   std::span<const ht_page_t> pages() override { return pages_; }
   std::span<ht_pair> pairs() override { return pairs_; }
 
   Result<> run_spaces() override {
-    mapping_ = {kBase, kBase + tier.size() * HT_PAGE_SIZE, TIER_RANGE_ANON, 0};
-    spaces_->used = 1;
+    spaces_->used = static_cast<__u32>(mappings_.size());
     for (__u32 i = 0; i < spaces_->nr; ++i) {
       ht_space_req& r = spaces_->req[i];
       r.error = 0;
       r.first = 0;
-      r.count = r.seq == 1 ? 0 : 1;
-      r.seq = 1;
+      r.count = r.seq == seq_ ? 0 : spaces_->used;
+      r.seq = seq_;
       r.space = kSpace;
-      r.tier_rss_pages = tier.size();
+      r.tier_rss_pages = resident_[HT_TIER_FAST] + resident_[HT_TIER_SLOW];
     }
     return {};
   }
@@ -261,8 +288,14 @@ class Memory final : public Machine {
       w.list_first = walks_->pages_used;
       w.list_count = 0;
       w.next = w.end;
+      const std::array<__u8, HT_GRANULE_PAGES>* granule = nullptr;
       for (__u64 a = w.start; a < w.end; a += HT_PAGE_SIZE) {
-        const __u8 t = tier[(a - kBase) >> HT_PAGE_SHIFT];
+        if (a == w.start || a % HT_GRANULE_SIZE == 0) {
+          auto found = granules_.find(a >> HT_GRANULE_SHIFT);
+          granule = found == granules_.end() ? nullptr : &found->second;
+        }
+        const __u8 t = granule ? (*granule)[(a >> HT_PAGE_SHIFT) % HT_GRANULE_PAGES] : __u8{HT_TIER_NONE};
+        if (t == HT_TIER_NONE) continue;
         if (t == w.list_tier || w.list_tier == HT_TIERS) {
           if (walks_->pages_used == HT_PAGES_MAX || (w.list_max_pages && w.list_count == w.list_max_pages)) {
             w.next = a;
@@ -281,24 +314,31 @@ class Memory final : public Machine {
       ht_pair& p = pairs_[i];
       auto move = [&](__u64 address, ht_tier to, __u8& result, __u64& moved) {
         if (!address) return;
-        __u8& t = tier[(address - kBase) >> HT_PAGE_SHIFT];
-        result = t == to ? HT_MOVE_ALREADY : HT_MOVE_DONE;
-        moved += t != to;
-        t = static_cast<__u8>(to);
+        const __u8 from = tier(address >> HT_PAGE_SHIFT);
+        result = from == HT_TIER_NONE ? HT_MOVE_GONE : from == to ? HT_MOVE_ALREADY : HT_MOVE_DONE;
+        if (result != HT_MOVE_DONE) return;
+        ++moved;
+        put(address >> HT_PAGE_SHIFT, to);
       };
-      move(p.hot_addr, HT_TIER_FAST, p.hot_result, run.promoted_pages);
       move(p.cold_addr, HT_TIER_SLOW, p.cold_result, run.demoted_pages);
+      if (p.hot_addr && !free_fast())
+        p.hot_result = HT_MOVE_NO_MEMORY;
+      else
+        move(p.hot_addr, HT_TIER_FAST, p.hot_result, run.promoted_pages);
     }
     run.ns = run.nr * 8500;  // 50 slow accesses a pair
     return {};
   }
 
  private:
+  std::unordered_map<__u64, std::array<__u8, HT_GRANULE_PAGES>> granules_;
+  std::array<__u64, HT_TIERS> resident_{};
   std::vector<ht_page_t> pages_ = std::vector<ht_page_t>(HT_PAGES_MAX);
   std::vector<ht_pair> pairs_ = std::vector<ht_pair>(HT_PAIRS_MAX);
   std::unique_ptr<ht_spaces_run> spaces_ = std::make_unique<ht_spaces_run>();
   std::unique_ptr<ht_walks_run> walks_ = std::make_unique<ht_walks_run>();
-  ht_mapping mapping_{};
+  std::vector<ht_mapping> mappings_;
+  __u64 seq_ = 0;
 };
 
 // A policy's rules, run natively.
@@ -347,31 +387,27 @@ class Caller final : public PolicyCaller {
 
 class Samples final : public SampleSource {
  public:
-  explicit Samples(__u64 pages) : granules_((pages + HT_GRANULE_PAGES - 1) / HT_GRANULE_PAGES) {}
-  void count(__u64 page) {
+  void count(__u64 page, bool store) {
     ht_granule& g = granules_[page / HT_GRANULE_PAGES];
     ++g.samples;
-    ++total;
+    g.stores += store;
     const unsigned p = page % HT_GRANULE_PAGES;
     g.pages[p / 2] += p & 1 ? 1 << 16 : 1;
   }
   Result<> drain(const std::function<void(const ht_granule&)>& fold) override {
-    for (std::size_t i = 0; i < granules_.size(); ++i) {
-      ht_granule& g = granules_[i];
-      if (!g.samples) continue;
+    for (auto& [granule, g] : granules_) {
       g.space = kSpace;
-      g.granule = (kBase >> HT_GRANULE_SHIFT) + i;
+      g.granule = granule;
       fold(g);
-      g = {};
     }
+    granules_.clear();
     return {};
   }
   void forget(__u64, __u64, __u64) override {}
   ht_sampler_stats stats() override { return {}; }
-  __u64 total = 0;
 
  private:
-  std::vector<ht_granule> granules_;
+  std::map<__u64, ht_granule> granules_;
 };
 
 // ------------------------------------------------------------------- the run
@@ -387,6 +423,40 @@ struct Options {
   unsigned seed = 1;
   heattree_settings heattree = HEATTREE_DEFAULTS;
   bool verbose = false;
+};
+
+[[noreturn]] void die(const Error& error) {
+  std::fprintf(stderr, "replay: %s\n", error.message.c_str());
+  if (!error.hint.empty()) std::fprintf(stderr, "HINT: %s\n", error.hint.c_str());
+  std::exit(1);
+}
+
+// The engine with one policy over one process.
+struct Tierer {
+  Rules rules;
+  Engine engine;
+  Scope& scope;
+  EpochInput input;
+
+  Tierer(Memory& memory, Samples& samples, const std::string& policy, const heattree_settings& heattree)
+      : engine(memory, samples), scope(engine.add_scope(1, "/", std::make_unique<Caller>(rules))) {
+    rules.tree = policy == "heattree";
+    rules.heattree = heattree;
+    ht_space_event event{};
+    event.kind = HT_SPACE_FORK;
+    event.pid = kPid;
+    event.space = kSpace;
+    event.cgroup_id = 1;
+    engine.space_event(event);
+    input.moves = policy != "static";
+    input.estimated = rules.tree;
+    input.is_default = policy == "hyperplace";
+  }
+  EpochReport epoch() {
+    auto report = engine.epoch(scope, input);
+    if (!report) die(report.error());
+    return *report;
+  }
 };
 
 struct Outcome {
@@ -406,31 +476,19 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   const auto fast = static_cast<__u64>(options.fast_share * static_cast<double>(pages));
   const double sampled = options.density * static_cast<double>(fast) / static_cast<double>(options.misses);
 
-  Memory memory(pages);
-  Rules rules;
-  rules.tree = policy == "heattree";
-  rules.heattree = options.heattree;
+  Memory memory(fast);
   std::vector<__u64> all(pages);
   std::iota(all.begin(), all.end(), 0);
   std::shuffle(all.begin(), all.end(), rng);
-  for (__u64 i = 0; i < fast; ++i) memory.tier[all[i]] = HT_TIER_FAST;
+  memory.map({{kBase, kBase + pages * HT_PAGE_SIZE, TIER_RANGE_ANON, 0}});
+  for (__u64 i = 0; i < pages; ++i) memory.put(kBasePage + all[i], i < fast ? HT_TIER_FAST : HT_TIER_SLOW);
 
-  Samples samples(pages);
-  Engine engine(memory, samples);
-  Scope& scope = engine.add_scope(1, "/", std::make_unique<Caller>(rules));
-  ht_space_event event{};
-  event.kind = HT_SPACE_FORK;
-  event.pid = kPid;
-  event.space = kSpace;
-  event.cgroup_id = 1;
-  engine.space_event(event);
-  EpochInput input;
+  Samples samples;
+  Tierer tierer(memory, samples, policy, options.heattree);
+  EpochInput& input = tierer.input;
   input.epoch_ns = 500'000'000;
   input.fast_tier_pages = input.fast_capacity_pages = fast;
   input.period = static_cast<__u32>(std::max(1.0, 1 / sampled));
-  input.moves = policy != "static";
-  input.estimated = rules.tree;
-  input.is_default = policy == "hyperplace";
 
   Cache cache;
   std::vector<__u32> misses(pages);
@@ -448,13 +506,13 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
       if (!cache.miss(page * 64 + line)) return;
       ++misses[page];
       ++total;
-      if (take(rng)) samples.count(page);
+      if (take(rng)) samples.count(kBasePage + page, false);
     };
     while (total < options.misses) workload->operate(rng, touch);
 
     __u64 hit = 0;
     for (__u64 p = 0; p < pages; ++p)
-      if (memory.tier[p] == HT_TIER_FAST) hit += misses[p];
+      if (memory.tier(kBasePage + p) == HT_TIER_FAST) hit += misses[p];
     std::array<double, kOracles> bests{};
     for (int o = 0; o < kOracles; ++o) {
       std::vector<float>& k = known[o];
@@ -471,18 +529,14 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
     if (outcome.reached < 0 && e && ratio >= 0.9 * best) outcome.reached = e;
 
     const std::clock_t begin = std::clock();
-    auto report = engine.epoch(scope, input);
+    const EpochReport report = tierer.epoch();
     const double spent = 1e3 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
-    if (!report) {
-      std::fprintf(stderr, "replay: %s\n", report.error().message.c_str());
-      std::exit(1);
-    }
     outcome.engine_ms += spent / options.epochs;
-    const double moved = 100 * static_cast<double>(report->moved.promoted_pages) / static_cast<double>(fast);
+    const double moved = 100 * static_cast<double>(report.moved.promoted_pages) / static_cast<double>(fast);
     if (options.verbose && e % 10 == 0)
       std::printf("  %4d hit %.3f best %.3f ranges %5u samples %5llu %-14s moved %.2f %% trial %llu %lld/%lld open %d\n", e, ratio, best,
-                  report->scope.ranges, report->scope.samples, decision_name(report->decision), moved,
-                  report->scope.trial_pages[1], report->scope.trial_hits[1], report->scope.trial_hits[0], rules.trial.open);
+                  report.scope.ranges, report.scope.samples, decision_name(report.decision), moved,
+                  report.scope.trial_pages[1], report.scope.trial_hits[1], report.scope.trial_hits[0], tierer.rules.trial.open);
     if (e < options.epochs * 2 / 3) continue;
     ++counted;
     outcome.hit += ratio;
@@ -497,12 +551,105 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   return outcome;
 }
 
+// A recorded run, epoch by epoch: what it maps, touches and samples is the
+// record's, where its pages are is what the engine makes of it. Pages that came
+// later are put where they were put then, if there is room.
+nlohmann::json replay_trace(const std::string& path, const std::string& policy, const Options& options) {
+  auto trace = trace::Reader::open(path);
+  if (!trace) die(trace.error());
+  const trace::Header& header = trace->header;
+  Memory memory(header.fast_pages);
+  Samples samples;
+  Tierer tierer(memory, samples, policy, options.heattree);
+  EpochInput& input = tierer.input;
+  input.fast_tier_pages = header.fast_tier_pages;
+  input.cpus = header.cpus;
+  input.period = static_cast<__u32>(header.period);
+
+  struct Sum {
+    double fast = 0, all = 0;
+    double ratio() const { return all > 0 ? fast / all : 0; }
+  };
+  struct Point {
+    double seconds;
+    Sum live, replayed;
+  };
+  std::vector<Point> points;
+  double seconds = 0;
+  __u64 live_fast = 0, moved = 0;
+  std::unordered_map<__u64, bool> live;  // page -> is fast
+  for (trace::Epoch epoch;;) {
+    auto more = trace->next(epoch);
+    if (!more) die(more.error());
+    if (!*more) break;
+    if (epoch.mapped) {
+      std::vector<ht_mapping> mappings;
+      for (const trace::Mapping& m : epoch.mappings) mappings.push_back({m.start, m.end, m.flags, 0});
+      memory.map(std::move(mappings));
+    }
+    for (const trace::Place& place : epoch.placed) {
+      const bool gone = place.node == trace::kGone, fast = place.node == 0;
+      auto [was, fresh] = live.try_emplace(place.page, false);
+      live_fast += (!gone && fast) - was->second;
+      was->second = fast;
+      if (gone) live.erase(was);
+      memory.room_pages = std::max<__u64>(header.fast_pages, live_fast);
+      if (gone)
+        memory.put(place.page, HT_TIER_NONE);
+      else if (fresh)
+        memory.put(place.page, fast && memory.free_fast() ? HT_TIER_FAST : HT_TIER_SLOW);
+    }
+    Point point{seconds += static_cast<double>(epoch.ns) * 1e-9, {}, {}};
+    for (const trace::Misses& misses : epoch.truth) {
+      const auto count = static_cast<double>(misses.count);
+      point.replayed.all += count;
+      if (memory.tier(misses.page) == HT_TIER_FAST) point.replayed.fast += count;
+    }
+    point.live = {static_cast<double>(epoch.fast_misses), point.replayed.all};
+    points.push_back(point);
+    for (const trace::Sample& sample : epoch.samples) samples.count(sample.address >> HT_PAGE_SHIFT, sample.store);
+    input.epoch_ns = epoch.ns;
+    input.fast_free_pages = memory.free_fast();
+    input.fast_capacity_pages = memory.room_pages;
+    const EpochReport report = tierer.epoch();
+    moved += report.moved.promoted_pages + report.moved.demoted_pages;
+  }
+  if (points.empty()) die({"the trace " + path + " holds no whole epoch", "record it again: ./run bench --record WORKLOAD/SYSTEM", 0});
+
+  // Means of 2 s, as the cells have them; the end is the last tenth, at least 5 s.
+  const double from = seconds - std::max(5.0, seconds / 10);
+  Sum live_end, replayed_end, live_all, replayed_all;
+  std::vector<Point> windows;
+  for (const Point& point : points) {
+    auto add = [](Sum& sum, const Sum& more) { sum.fast += more.fast, sum.all += more.all; };
+    if (point.seconds > from) add(live_end, point.live), add(replayed_end, point.replayed);
+    add(live_all, point.live), add(replayed_all, point.replayed);
+    if (windows.empty() || point.seconds > (static_cast<double>(windows.size()) * 2 + 0.25)) windows.push_back({});
+    windows.back().seconds = point.seconds;
+    add(windows.back().live, point.live), add(windows.back().replayed, point.replayed);
+  }
+  nlohmann::json steps = nlohmann::json::array();
+  for (const Point& window : windows) steps.push_back({{"end_s", window.seconds}, {"live_hit_ratio", window.live.ratio()}, {"replayed_hit_ratio", window.replayed.ratio()}});
+  return {{"schema", 1}, {"run", header.run}, {"seed", header.seed}, {"policy", policy}, {"period", header.period}, {"epochs", points.size()}, {"seconds", seconds},
+          {"live_final_hit_ratio", live_end.ratio()}, {"replayed_final_hit_ratio", replayed_end.ratio()},
+          {"live_mean_hit_ratio", live_all.ratio()}, {"replayed_mean_hit_ratio", replayed_all.ratio()}, {"replayed_moved_pages", moved}, {"windows", steps}};
+}
+
+void print_trace(const nlohmann::json& result) {
+  std::printf("%s, seed %d, replayed with %s: %d epochs\n%8s %8s %8s\n", result.at("run").get<std::string>().c_str(), result.at("seed").get<int>(), result.at("policy").get<std::string>().c_str(),
+              result.at("epochs").get<int>(), "second", "live", "replayed");
+  for (const auto& window : result.at("windows"))
+    std::printf("%8.1f %8.3f %8.3f\n", window.at("end_s").get<double>(), window.at("live_hit_ratio").get<double>(), window.at("replayed_hit_ratio").get<double>());
+  const double live = result.at("live_final_hit_ratio"), replayed = result.at("replayed_final_hit_ratio");
+  std::printf("at the end %.4f live, %.4f replayed: %+.4f\n", live, replayed, replayed - live);
+}
+
 }  // namespace
 }  // namespace hypertier
 
 int main(int argc, char** argv) {
   using namespace hypertier;
-  CLI::App app{"the engine and a policy's rules on simulated page streams"};
+  CLI::App app{"the engine and a policy's rules on simulated page streams, or on a recorded run"};
   Options options;
   std::vector<std::string> names = kWorkloads;
   std::vector<std::string> policies = {"hyperplace", "heattree"};
@@ -520,7 +667,20 @@ int main(int argc, char** argv) {
                                 std::pair("swap_misses", &tree.swap_misses)})
     app.add_option(std::string("--") + setting, *value, "of heattree")->capture_default_str();
   app.add_flag("--verbose", options.verbose, "each tenth epoch");
+  std::string recorded, out;
+  auto* trace = app.add_option("--trace", recorded, "replay a run that `./run bench --record` has recorded, beside what it was live");
+  app.add_option("--out", out, "of --trace: also write JSON there")->needs(trace);
   CLI11_PARSE(app, argc, argv);
+
+  if (!recorded.empty()) {
+    nlohmann::json all = nlohmann::json::array();
+    for (const std::string& policy : policies) {
+      all.push_back(replay_trace(recorded, policy, options));
+      print_trace(all.back());
+    }
+    if (!out.empty() && !(std::ofstream(out) << all.dump(1) << "\n").flush()) die({"cannot write " + out, "", 0});
+    return 0;
+  }
 
   std::printf("s = %g, %d epochs of %llu misses, fast tier %.0f %%; means of the last third\n", options.density, options.epochs,
               options.misses, 100 * options.fast_share);

@@ -16,7 +16,8 @@
 //   kSamples  address | 1 if it was a store: in the order of their arrival
 //   kTruth    page << 16 | misses, at most kMissesMax; a page with more comes
 //             several times. page is the page number (address >> 12).
-//   kEpoch    one word: length of the epoch in ns of the guest's clock; ends it
+//   kEpoch    length of the epoch in ns of the guest's clock, and those of its
+//             misses that went to fast memory; ends it
 #pragma once
 
 #include <algorithm>
@@ -32,7 +33,7 @@
 
 namespace hypertier::trace {
 
-constexpr char kMagic[8] = {'H', 'T', 'T', 'R', 'A', 'C', 'E', '1'};
+constexpr char kMagic[8] = {'H', 'T', 'T', 'R', 'A', 'C', 'E', '2'};
 constexpr std::uint64_t kGone = 0xfff;
 constexpr std::uint64_t kMissesMax = 0xffff;
 
@@ -44,7 +45,7 @@ struct Header {
   std::uint64_t fast_tier_pages;  // size of the fast node
   std::uint32_t cpus;
   std::uint32_t pid;
-  char workload[48];  // name, NUL terminated
+  char run[48];  // WORKLOAD/SYSTEM, NUL terminated
 };
 
 enum Kind : std::uint32_t { kMap = 1, kPlace, kSamples, kTruth, kEpoch };
@@ -73,6 +74,7 @@ struct Sample {
 
 struct Epoch {
   std::uint64_t ns = 0;
+  std::uint64_t fast_misses = 0;  // of truth, where pages were then
   bool mapped = false;  // mappings are new
   std::vector<Mapping> mappings;
   std::vector<Place> placed;
@@ -105,7 +107,7 @@ class Writer {
     for (Misses m : epoch.truth)
       for (; m.count; m.count -= std::min(m.count, kMissesMax)) words.push_back(m.page << 16 | std::min(m.count, kMissesMax));
     put(kTruth, words);
-    words.push_back(epoch.ns);
+    words.insert(words.end(), {epoch.ns, epoch.fast_misses});
     put(kEpoch, words);
     if (std::fflush(file_.get()) || std::ferror(file_.get())) return fail_errno("cannot write " + path_, errno);
     return {};
@@ -145,7 +147,9 @@ class Reader {
       std::vector<std::uint64_t> words(head.count);
       if (std::fread(words.data(), sizeof words[0], words.size(), file_.get()) != words.size()) break;
       if (head.kind == kEpoch) {
-        epoch.ns = words.at(0);
+        if (words.size() != 2) return fail(path_ + " is no trace of this version");
+        epoch.ns = words[0];
+        epoch.fast_misses = words[1];
         return true;
       }
       if (head.kind == kMap) {

@@ -22,7 +22,7 @@ struct Options {
   fs::path repo, build;
   std::string commit = "unknown";
   std::vector<std::string> names;  // WORKLOAD[/SYSTEM[/SEED]]
-  bool full = false, report_only = false, docs = false, quick = false, any_commit = false, list = false;
+  bool full = false, report_only = false, docs = false, quick = false, any_commit = false, list = false, agree = false;
   unsigned seconds = 0;
   std::vector<std::string> settings;
   bool record = false;
@@ -52,6 +52,7 @@ int shell(const std::vector<std::string>& command) {
 // How long a system is watched: what stands still needs less, the kernel's
 // tiering and DAMON need tens of seconds, ours 40 epochs and some.
 unsigned seconds_for(const Case& one, const std::string& system) {
+  if (system.ends_with("@sparse")) return 100;
   if (one.shift_s) return one.seconds;
   if (system == "none" && !one.name.starts_with("redis") && !one.name.starts_with("memcached")) return 10;
   if (system == "oracle") return 16;
@@ -159,6 +160,26 @@ int quick(const Options& options) {
   return ok ? 0 : 1;
 }
 
+// Each cell twice; files beside the cells.
+int agree(const Options& options, const std::vector<Job>& jobs) {
+  bool ok = true;
+  for (const Job& job : jobs) {
+    Agreement pair;
+    for (const char* number : {"1", "2"}) {
+      Job once = job;
+      once.file = options.build / "bench/agree" / job.file.stem().concat(std::string(".") + number + ".json");
+      if (!fs::exists(once.file) && !run_job(options, once)) return 1;
+      (number[0] == '1' ? pair.first : pair.second) = read_cell(once.file).value();
+    }
+    const bool holds = pair.final_difference() <= Agreement::kMost;
+    ok &= holds;
+    std::printf("%-7s %s/%s/%llu: final hit ratios %.4f and %.4f, difference %.4f (at most %.2f); largest of a window %.4f\n", holds ? "ok" : "FAILED", job.one->name.c_str(), job.system.c_str(),
+                static_cast<unsigned long long>(job.seed), pair.first.final_ratio, pair.second.final_ratio, pair.final_difference(), Agreement::kMost, pair.window_difference());
+  }
+  if (!ok) std::fprintf(stderr, "bench: two runs of one seed differ\nHINT: both are kept in build/bench/agree\n");
+  return ok ? 0 : 1;
+}
+
 void write(const fs::path& path, const std::string& text) {
   if (text.empty()) return;
   fs::create_directories(path.parent_path());
@@ -168,6 +189,7 @@ void write(const fs::path& path, const std::string& text) {
 void report(const Options& options) {
   const fs::path out = options.build / "bench";
   Results results(out / "cells");
+  const std::vector<Agreement> agreed = agreements(out / "agree");
   json micro = json::array();
   for (const char* part : {"micro-sampling.json", "micro-moving.json"}) {
     const json figures = json::parse(std::ifstream(out / part), nullptr, false);
@@ -183,10 +205,10 @@ void report(const Options& options) {
   };
   pictures(out);
   write(out / "summary.json", summary(results).dump(2) + "\n");
-  write(out / "results.md", results_markdown(results, ".", micro, notes));
+  write(out / "results.md", results_markdown(results, ".", agreed, micro, notes));
   if (options.docs) {
     pictures(options.repo / "docs/results");
-    write(options.repo / "docs/results.md", results_markdown(results, "results", micro, notes));
+    write(options.repo / "docs/results.md", results_markdown(results, "results", agreed, micro, notes));
   }
   std::cout << table_text(results) << "\nbench: " << (out / "results.md").string() << ", summary.json and pictures beside it\n";
 }
@@ -208,6 +230,7 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "of the guest's clock, instead of what suits the system");
   app.add_option("--set", options.settings, "key=value of the policy");
   app.add_flag("--record", options.record, "also write a trace of each cell to build/bench/traces, for the replayer");
+  app.add_flag("--agree", options.agree, "run each cell named twice and compare: fails if the final hit ratios differ by more than 0.02");
   app.add_flag("--quick", options.quick, "three ratios against the bounds of bench/bounds.json");
   try {
     app.parse(argc, argv);
@@ -216,12 +239,18 @@ int main(int argc, char** argv) {
   }
   fs::create_directories(options.build / "bench/cells");
   fs::create_directories(options.build / "bench/traces");
+  fs::create_directories(options.build / "bench/agree");
   if (options.quick) return quick(options);
   const std::vector<Job> jobs = jobs_of(options);
   if (jobs.empty()) {
     std::cerr << "bench: no cell has this name\nHINT: ./run bench --list --full names them all\n";
     return 1;
   }
+  if (options.agree && options.names.empty()) {
+    std::cerr << "bench: --agree needs the cell to run twice\nHINT: ./run bench --agree hotset-2m/heattree/1\n";
+    return 2;
+  }
+  if (options.agree) return agree(options, jobs);
   bool ok = true;
   size_t number = 0;
   for (const Job& job : jobs) {

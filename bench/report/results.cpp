@@ -84,6 +84,37 @@ std::optional<double> Cell::reached(double ratio, size_t phase) const {
   return std::nullopt;
 }
 
+std::optional<Cell> read_cell(const std::filesystem::path& file) {
+  json raw = json::parse(std::ifstream(file), nullptr, false);
+  if (raw.is_discarded() || !raw.contains("workload") || raw.contains("failed")) return std::nullopt;
+  return digest(std::move(raw));
+}
+
+double Agreement::final_difference() const { return std::abs(first.final_ratio - second.final_ratio); }
+
+double Agreement::window_difference() const {
+  double most = 0;
+  for (size_t i = 0; i < std::min(first.points.size(), second.points.size()); i++) most = std::max(most, std::abs(first.points[i].ratio - second.points[i].ratio));
+  return most;
+}
+
+std::vector<Agreement> agreements(const std::filesystem::path& dir) {
+  std::map<std::pair<Key, uint64_t>, std::pair<std::filesystem::file_time_type, Agreement>> newest;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
+    const std::string name = entry.path().filename().string();
+    constexpr std::string_view kFirst = ".1.json";
+    if (!name.ends_with(kFirst)) continue;
+    auto first = read_cell(entry.path()), second = read_cell(dir / (name.substr(0, name.size() - kFirst.size()) + ".2.json"));
+    if (!first || !second) continue;
+    auto& found = newest[{{first->workload, first->system}, first->seed}];
+    if (found.second.first.workload.empty() || found.first < entry.last_write_time()) found = {entry.last_write_time(), {std::move(*first), std::move(*second)}};
+  }
+  std::vector<Agreement> all;
+  for (auto& [key, found] : newest) all.push_back(std::move(found.second));
+  return all;
+}
+
 Results::Results(const std::filesystem::path& dir) {
   struct Found {
     std::filesystem::file_time_type when;
@@ -161,7 +192,7 @@ std::optional<double> Results::lost_time(const Cell& cell) const {
 }
 
 const std::vector<std::string>& known_systems() {
-  static const std::vector<std::string> all = {"none", "kernel", "kernel-tuned", "damon", "hyperplace", "heattree", "heattree@abit", "oracle"};
+  static const std::vector<std::string> all = {"none", "kernel", "kernel-tuned", "damon", "hyperplace", "heattree", "heattree@sparse", "heattree@abit", "oracle"};
   return all;
 }
 
@@ -175,7 +206,7 @@ std::string title_of(const std::string& system) {
 std::string colour_of(const std::string& system) {
   static const std::map<std::string, std::string> colours = {
       {"none", "#9a9a9a"}, {"kernel", "#8ec4e8"}, {"kernel-tuned", "#2872b3"}, {"damon", "#8456a8"}, {"oracle", "#111111"},
-      {"hyperplace", "#e8740c"}, {"heattree", "#b3003c"}, {"hyperplace@abit", "#d4a017"}, {"heattree@abit", "#6b8e23"}};
+      {"hyperplace", "#e8740c"}, {"heattree", "#b3003c"}, {"heattree@sparse", "#e58aa3"}, {"hyperplace@abit", "#d4a017"}, {"heattree@abit", "#6b8e23"}};
   auto found = colours.find(system);
   return found == colours.end() ? "#2e8b57" : found->second;
 }

@@ -54,6 +54,18 @@ struct Cell {
   std::optional<double> reached(double ratio, size_t phase) const;
 };
 
+// Nothing: the file is not there, not whole, or says that the run failed.
+std::optional<Cell> read_cell(const std::filesystem::path& file);
+
+// One cell run twice with the same seed.
+struct Agreement {
+  Cell first, second;
+  double final_difference() const;
+  double window_difference() const;  // the largest of all windows
+  static constexpr double kMost = 0.02;
+};
+std::vector<Agreement> agreements(const std::filesystem::path& dir);
+
 struct Key {
   std::string workload, system;
   auto operator<=>(const Key&) const = default;
@@ -93,7 +105,7 @@ std::string heat_svg(const Results&, const std::string& workload);
 
 // Texts.
 std::string table_text(const Results&);
-std::string results_markdown(const Results&, const std::string& picture_dir, const json& micro, const std::string& notes);
+std::string results_markdown(const Results&, const std::string& picture_dir, const std::vector<Agreement>&, const json& micro, const std::string& notes);
 json summary(const Results&);
 
 }  // namespace bench

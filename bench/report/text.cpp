@@ -77,7 +77,7 @@ Row row_of(const Results& results, const std::string& workload, const std::strin
                   const Cell* base = results.none(workload, c.seed);
                   return base ? ratio(c.modelled_ns, base->modelled_ns) : std::nullopt;
                 }), "%.2f"),
-           cells.empty() || cells.front().s == 0 ? "-" : show(over(cells, [](const Cell& c) { return std::optional(c.s); }), "%.2f")}};
+           cells.empty() || cells.front().s == 0 ? "-" : show(over(cells, [](const Cell& c) { return std::optional(c.s); }), "%.2g")}};
 }
 
 std::string command_of(const std::string& workload, const std::string& system, uint64_t seed, unsigned seconds) {
@@ -121,7 +121,7 @@ json summary(const Results& results) {
   return {{"schema", 1}, {"cells", all}};
 }
 
-std::string results_markdown(const Results& results, const std::string& pictures, const json& micro, const std::string& notes) {
+std::string results_markdown(const Results& results, const std::string& pictures, const std::vector<Agreement>& agreements, const json& micro, const std::string& notes) {
   std::string out =
       "# Results\n\nWritten by `./run bench --docs` from the cells under `build/bench/cells`; do not edit.\n\n"
       "Everything ran in the lab (docs/lab.md): a stock Debian 6.12 kernel in QEMU without hardware\n"
@@ -143,7 +143,8 @@ std::string results_markdown(const Results& results, const std::string& pictures
          "- *work lost*: operations per virtual second beside first touch. Under icount all CPUs share one clock: it holds\n"
          "  everything that the system does on any CPU, the policy's and the sampler's too, and hint faults.\n"
          "- *modelled time*: instructions at 2e9/s + 80 ns or 250 ns for each miss, per operation, beside first touch.\n"
-         "- *s*: samples per usable fast page and epoch.\n\n";
+         "- *s*: samples per usable fast page and epoch. `@sparse`: a sampling period that makes it about 0.0075, what a guest\n"
+         "  of 64 GiB, a fifth of it fast, has at 50,000 samples/s; watched for 100 s.\n\n";
   for (const Case& one : cases()) {
     out += "### " + one.name + "\n\n" + one.what + ".\n\n";
     if (!results.any(one.name)) {
@@ -197,6 +198,17 @@ std::string results_markdown(const Results& results, const std::string& pictures
                     (unsigned long long)by[1], (unsigned long long)by[2], (unsigned long long)by[3], (unsigned long long)by[4]);
       break;
     }
+
+  out += "\n## Two runs of one seed\n\n";
+  if (agreements.empty()) {
+    out += "Not run. `./run bench --agree hotset-2m/heattree/1`\n";
+  } else {
+    out += "| cell | first run | second run | difference of the final hit ratio | largest of a window | within 0.02 |\n|---|---|---|---|---|---|\n";
+    for (const Agreement& a : agreements)
+      out += format("| %s/%s/%llu | %.4f | %.4f | %.4f | %.4f | %s |\n", a.first.workload.c_str(), a.first.system.c_str(), (unsigned long long)a.first.seed, a.first.final_ratio,
+                    a.second.final_ratio, a.final_difference(), a.window_difference(), a.final_difference() <= Agreement::kMost ? "yes" : "**no**");
+    out += "\nA window is 2 s. Again: `./run bench --agree WORKLOAD/SYSTEM/SEED`.\n";
+  }
 
   out += "\n## Micro figures\n\n";
   if (micro.is_array() && !micro.empty()) {

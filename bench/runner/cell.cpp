@@ -142,6 +142,8 @@ Workload start_workload(const Case& one, uint64_t seed) {
   return workload;
 }
 
+uint64_t operations_of(const json& done) { return done.contains("operations_total") ? done["operations_total"].get<uint64_t>() : done.at("accesses_total").get<uint64_t>(); }
+
 // --------------------------------------------------------------- counters
 
 std::map<std::string, uint64_t> vmstat() {
@@ -298,7 +300,10 @@ class Recorder {
       constexpr uint64_t kStore = 4;  // PERF_MEM_OP_STORE
       if (record.pid == static_cast<uint32_t>(pid_)) epoch_.samples.push_back({record.address, (record.source & kStore) != 0});
     });
-    for (auto& page : seen) epoch_.truth.push_back({page.page, page.total()});
+    for (auto& page : seen) {
+      epoch_.truth.push_back({page.page, page.total()});
+      epoch_.fast_misses += page.misses[0];
+    }
     moved(places);
     mappings();
     if (auto done = writer_->write(epoch_); !done) die(done.error().message);
@@ -314,7 +319,7 @@ class Recorder {
     header.fast_tier_pages = e2e::tiers().fast_capacity_bytes / 4096;
     header.cpus = static_cast<uint32_t>(sysconf(_SC_NPROCESSORS_ONLN));
     header.pid = static_cast<uint32_t>(pid);
-    one.name.copy(header.workload, sizeof header.workload - 1);
+    (one.name + "/" + options.system).copy(header.run, sizeof header.run - 1);
     return header;
   }
 
@@ -360,6 +365,21 @@ class Recorder {
 
 // --------------------------------------------------------------------- run
 
+// The period that makes kSparse of what the workload misses while it is left alone.
+uint64_t sparse_period(const Memory& memory, Child& hand, uint64_t capacity) {
+  constexpr double kEpochSeconds = 0.5;
+  auto total = [&] {
+    uint64_t sum = 0;
+    for (const PageMisses& page : memory.misses()) sum += page.total();
+    return sum;
+  };
+  const uint64_t before = total();
+  const double from = now_s();
+  hand.ask("for 2000", "done");
+  const double misses_per_epoch = static_cast<double>(total() - before) / (now_s() - from) * kEpochSeconds;
+  return std::max<uint64_t>(1, static_cast<uint64_t>(misses_per_epoch / (kSparse * static_cast<double>(capacity))));
+}
+
 // One stretch between two shifts of the hot set.
 struct Phase {
   std::vector<PageMisses> base;
@@ -387,6 +407,7 @@ json run(const Options& options, const Case& one) {
   std::optional<Recorder> recorder;
   if (!options.record.empty()) recorder.emplace(options, one, workload.pid, places, capacity);
   e2e::FlushCounter flushes;
+  if (is_sparse(options.system)) system->sample_each(sparse_period(memory, workload.hand(), capacity));
   auto vmstat_start = vmstat();
   auto cpu_start = cpu_ns();
   const double start_s = now_s();
@@ -395,7 +416,7 @@ json run(const Options& options, const Case& one) {
   json windows = json::array(), phases = json::array(), blocks = json::array();
   std::vector<PageMisses> last = memory.misses(), block_base = last;
   Phase phase{last, places};
-  uint64_t operations = 0;
+  uint64_t operations = operations_of(workload.hand().ask("for 0", "done"));
   double next_shift = options.shift_s ? options.shift_s : 1e18, block_start = 0;
   double work_s = 0;
   uint64_t work_operations = 0, misses_total = 0;
@@ -421,7 +442,7 @@ json run(const Options& options, const Case& one) {
     if (shift) workload.hand().ask("shift", "shifted");
     from = now_s();
     if (going) workload.hand().send(next_window);
-    const uint64_t now_operations = done.contains("operations_total") ? done["operations_total"].get<uint64_t>() : done.at("accesses_total").get<uint64_t>();
+    const uint64_t now_operations = operations_of(done);
     std::vector<PageMisses> now = memory.misses(), seen = minus(now, last);
     places = memory.places();
     tracker.look(places, elapsed);
@@ -493,7 +514,6 @@ json run(const Options& options, const Case& one) {
                  {"elapsed_s", ended_s},
                  {"window_ms", options.window_ms},
                  {"shift_s", options.shift_s},
-                 {"period", options.period},
                  {"capacity_pages", capacity},
                  {"resident_pages", places.size()},
                  {"configuration", system->configuration()},
@@ -517,7 +537,7 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app{"one cell of the benchmarks, inside the lab: use ./run bench"};
   app.add_option("--workload", options.workload)->required();
-  app.add_option("--system", options.system, "none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE]")->required();
+  app.add_option("--system", options.system, "none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE|@sparse]")->required();
   app.add_option("--seed", options.seed);
   app.add_option("--seconds", options.seconds, "of the guest's clock; 0: as the workload says");
   app.add_option("--window-ms", options.window_ms);

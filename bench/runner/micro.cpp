@@ -107,7 +107,7 @@ void sampling(const std::string& build, uint64_t accesses, bool only_sampler) {
       reader.join();
     });
   }
-  bench::SystemOptions options{"static", build, build + "/bench/micro.tierd.log", {}, kPeriod, {}};
+  bench::SystemOptions options{.name = "static", .build = build, .log = build + "/bench/micro.tierd.log", .period = kPeriod, .settings = {}};
   auto system = bench::make_system(options);
   system->prepare();
   bench::Memory memory(hotset.pid());

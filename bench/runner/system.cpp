@@ -3,12 +3,14 @@
 
 #include <fcntl.h>
 #include <numaif.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <csignal>
+#include <cstring>
 #include <utility>
 
 using e2e::die;
@@ -85,10 +87,10 @@ class Damon final : public System {
       set(scheme + "access_pattern/age/max", "4294967295");
       set(scheme + "quotas/bytes", "209715200");
       set(scheme + "quotas/reset_interval_ms", "1000");
-      set(scheme + "filters/nr_filters", cgroup_.empty() ? "1" : "2");
+      set(scheme + "filters/nr_filters", cgroup_ == "/" ? "1" : "2");
       set(scheme + "filters/0/type", "young");
       set(scheme + "filters/0/matching", hot ? "N" : "Y");
-      if (!cgroup_.empty()) {  // others' pages are rejected
+      if (cgroup_ != "/") {  // others' pages are rejected
         set(scheme + "filters/1/type", "memcg");
         set(scheme + "filters/1/memcg_path", cgroup_);
         set(scheme + "filters/1/matching", "N");
@@ -101,7 +103,7 @@ class Damon final : public System {
   json configuration() override {
     return {{"kdamonds", "paddr, one a node"}, {"sample_aggr_update_ms", {5, 100, 1000}}, {"regions", {10, 1000}},
             {"quota_bytes_per_s", 209715200}, {"migrate_cold", "nr_accesses 0, young ones rejected"},
-            {"migrate_hot", "nr_accesses 1-20, others than young rejected"}, {"memcg", cgroup_.empty() ? "all" : "others rejected"}};
+            {"migrate_hot", "nr_accesses 1-20, others than young rejected"}, {"memcg", cgroup_ == "/" ? "all" : "others rejected"}};
   }
   void stop() override {
     for (const char* kdamond : {"0", "1"}) set(std::string("kdamonds/") + kdamond + "/state", "off");
@@ -180,7 +182,7 @@ class HyperTier final : public System {
  public:
   explicit HyperTier(const SystemOptions& options) : options_(options) {
     policy_ = options.name.substr(0, options.name.find('@'));
-    if (auto at = options.name.find('@'); at != std::string::npos) source_ = options.name.substr(at + 1);
+    if (auto at = options.name.find('@'); at != std::string::npos && !is_sparse(options.name)) source_ = options.name.substr(at + 1);
   }
   ~HyperTier() override { stop(); }
 
@@ -188,34 +190,23 @@ class HyperTier final : public System {
     write_file(kNuma, "0");
     const std::string module = options_.build + "/bpf/kmod/hypertier.ko";
     if (e2e::run({"insmod", module}).status != 0) die("cannot load " + module, "build first: ./run build");
-    std::vector<std::string> command = {"tierd", "--fresh", "--period", std::to_string(options_.period)};
-    if (!source_.empty()) command.insert(command.end(), {"--source", source_});
-    pid_ = fork();
-    if (pid_ == 0) {
-      int log = open(options_.log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-      dup2(log, STDOUT_FILENO);
-      dup2(log, STDERR_FILENO);
-      std::vector<char*> argv;
-      for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
-      argv.push_back(nullptr);
-      execvp(argv[0], argv.data());
-      _exit(127);
-    }
-    for (int i = 0; access("/run/hypertier/tierd.sock", F_OK) != 0; i++) {
-      if (i == 200 || waitpid(pid_, nullptr, WNOHANG) > 0) die("tierd does not start: " + e2e::read_file(options_.log));
-      usleep(50000);
-    }
+    start_tierd();
+  }
+
+  void sample_each(uint64_t period) override {
+    stop();
+    options_.period = period;
+    start_tierd();
   }
 
   void start(Memory&, pid_t) override {
-    std::vector<std::string> load = {"load", policy_};
+    std::vector<std::string> load = {"load", policy_, "--cgroup", options_.cgroup};
     for (const std::string& setting : options_.settings) load.insert(load.end(), {"--set", setting});
-    if (!options_.cgroup.empty()) load.insert(load.end(), {"--cgroup", options_.cgroup});
     e2e::tierctl(load);
   }
 
   json counters() override {
-    json status = options_.cgroup.empty() ? e2e::tierctl({"status"}) : e2e::tierctl({"status", "--cgroup", options_.cgroup});
+    json status = e2e::tierctl({"status", "--cgroup", options_.cgroup});
     json all = status.at("scopes").at(0).at("counters");
     all["s_of_fast_tier"] = status.value("s", json());
     all["dropped"] = status.value("dropped", json());
@@ -237,6 +228,30 @@ class HyperTier final : public System {
   }
 
  private:
+  void start_tierd() {
+    std::vector<std::string> command = {"tierd", "--fresh", "--period", std::to_string(options_.period)};
+    if (!source_.empty()) command.insert(command.end(), {"--source", source_});
+    pid_ = fork();
+    if (pid_ == 0) {
+      set_mempolicy(MPOL_DEFAULT, nullptr, 0);  // not what the measuring keeps to
+      cpu_set_t all;
+      std::memset(&all, 0xff, sizeof all);
+      sched_setaffinity(0, sizeof all, &all);
+      int log = open(options_.log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+      dup2(log, STDOUT_FILENO);
+      dup2(log, STDERR_FILENO);
+      std::vector<char*> argv;
+      for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
+      argv.push_back(nullptr);
+      execvp(argv[0], argv.data());
+      _exit(127);
+    }
+    for (int i = 0; access("/run/hypertier/tierd.sock", F_OK) != 0; i++) {
+      if (i == 200 || waitpid(pid_, nullptr, WNOHANG) > 0) die("tierd does not start: " + e2e::read_file(options_.log));
+      usleep(50000);
+    }
+  }
+
   SystemOptions options_;
   std::string policy_, source_;
   pid_t pid_ = -1;

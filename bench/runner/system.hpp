@@ -11,12 +11,12 @@
 namespace bench {
 
 struct SystemOptions {
-  std::string name;   // none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE]
+  std::string name;   // none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE], POLICY@sparse
   std::string build;  // where hypertier.ko is
   std::string log;    // of tierd
   // Whose memory is tiered, where the system can be told: the kernel's cannot.
   // Else what the measuring and the drivers keep would have fast memory too.
-  std::string cgroup;
+  std::string cgroup = "/";
   uint64_t period = 0;
   std::vector<std::string> settings;  // key=value of the policy
 };
@@ -26,6 +26,8 @@ class System {
   virtual ~System() = default;
   // What must be set before the workload has memory.
   virtual void prepare() {}
+  // Misses a sample, where that is known only now that the workload runs.
+  virtual void sample_each(uint64_t) {}
   virtual void start(Memory&, pid_t) {}
   // After each window of the workload; pages by their misses in that window.
   virtual void window(Memory&, pid_t) {}
@@ -36,5 +38,9 @@ class System {
 };
 
 std::unique_ptr<System> make_system(const SystemOptions&);
+
+// POLICY@sparse: as few samples as a guest of 64 GiB has, a fifth of it fast, at 50,000 a second.
+constexpr double kSparse = 0.0075;  // samples per fast page and epoch
+inline bool is_sparse(const std::string& system) { return system.ends_with("@sparse"); }
 
 }  // namespace bench
