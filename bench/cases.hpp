@@ -35,6 +35,8 @@ inline const std::vector<Case>& cases() {
       {"oltp", "OLTP engine of 384 MiB, another hot eighth each 30 s", {"kernels", "oltp"}, 118, 83, 90, 30, false},
       {"stencil", "7-point stencil that sweeps over 384 MiB", {"kernels", "stencil"}, 118, 83, 45, 0, false},
       {"xsbench", "XSBench-like lookups, 48 MiB of tables slow at the start", {"kernels", "xsbench"}, 118, 83, 45, 0, false},
+      {"liblinear", "liblinear-train (dual SVM) on sparse rows by zipf: 32 MiB of weights, 96 MiB of rows", {"trainload"}, 36, 997, 45, 0, false},
+      {"sqlite", "SQLite, a database of 192 MiB in memory, transactions between accounts by zipf", {"kernels", "sqlite", "--size", "192M"}, 48, 83, 45, 0, false},
       {"bfs", "breadth-first search on a Kronecker graph", {"kernels", "bfs", "--size", "192M"}, 48, 83, 45, 0, false},
   };
   return all;

@@ -87,7 +87,7 @@ std::vector<Job> jobs_of(const Options& options) {
         if (options.names.empty() && !options.full && !one.named) continue;
         if (!named(options, one.name, system, seed)) continue;
         jobs.push_back({&one, system, seed,
-                        options.build / "bench/cells" / (one.name + "." + system + ".s" + std::to_string(seed) + "." + options.commit + ".json")});
+                        options.build / (options.record ? "bench/traces" : "bench/cells") / (one.name + "." + system + ".s" + std::to_string(seed) + "." + options.commit + ".json")});
       }
   return jobs;
 }
@@ -115,7 +115,12 @@ bool run_job(const Options& options, const Job& job) {
       "--build", options.build, "--commit", options.commit, "--seconds", std::to_string(seconds), "--out", job.file};
   for (const std::string& setting : options.settings) command.insert(command.end(), {"--set", setting});
   if (options.record) command.insert(command.end(), {"--record", trace_of(options, job)});
-  const int status = shell(command);
+  int status = shell(command);
+  const std::string policy = job.system.substr(0, job.system.find('@'));
+  if (options.record && status == 0 && (policy == "hyperplace" || policy == "heattree")) {
+    const fs::path trace = trace_of(options, job);
+    status = shell({options.build / "bin/replay", "--trace", trace, "--policy", policy, "--out", fs::path(trace).replace_extension(".replay.json")});
+  }
   fs::path failed = job.file;
   failed.replace_extension(".failed.json");
   if (status == 0 && fs::exists(job.file)) {
@@ -186,17 +191,30 @@ void write(const fs::path& path, const std::string& text) {
   std::ofstream(path) << text;
 }
 
+std::vector<fs::path> files(const fs::path& dir, const std::string& ending) {
+  std::vector<fs::path> all;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(dir, error))
+    if (entry.path().filename().string().ends_with(ending)) all.push_back(entry.path());
+  std::sort(all.begin(), all.end());
+  return all;
+}
+
 void report(const Options& options) {
   const fs::path out = options.build / "bench";
   Results results(out / "cells");
-  const std::vector<Agreement> agreed = agreements(out / "agree");
-  json micro = json::array();
-  for (const char* part : {"micro-sampling.json", "micro-moving.json"}) {
-    const json figures = json::parse(std::ifstream(out / part), nullptr, false);
-    if (figures.is_array()) micro.insert(micro.end(), figures.begin(), figures.end());
-  }
+  Extras extras;
+  extras.agreements = agreements(out / "agree");
+  auto append = [](json& all, const json& more) {
+    if (more.is_array()) all.insert(all.end(), more.begin(), more.end());
+  };
+  for (const char* part : {"micro-sampling.json", "micro-moving.json", "micro-scopes.json"}) append(extras.micro, json::parse(std::ifstream(out / part), nullptr, false));
+  for (const fs::path& file : files(out / "traces", ".replay.json")) append(extras.replays, json::parse(std::ifstream(file), nullptr, false));
+  if (const json engine = json::parse(std::ifstream(out / "engine.json"), nullptr, false); engine.contains("benchmarks")) append(extras.engine, engine["benchmarks"]);
+  for (const char* ending : {".c", ".h"})
+    for (const fs::path& file : files(options.repo / "policies", ending)) extras.policy_lines[file.filename()] = code_lines(file);
   std::ifstream notes_file(options.repo / "bench/notes.md");
-  const std::string notes{std::istreambuf_iterator<char>(notes_file), {}};
+  extras.notes.assign(std::istreambuf_iterator<char>(notes_file), {});
   auto pictures = [&](const fs::path& dir) {
     write(dir / "bench-bars.svg", bars_svg(results));
     write(dir / "bench-time.svg", time_svg(results));
@@ -205,10 +223,10 @@ void report(const Options& options) {
   };
   pictures(out);
   write(out / "summary.json", summary(results).dump(2) + "\n");
-  write(out / "results.md", results_markdown(results, ".", agreed, micro, notes));
+  write(out / "results.md", results_markdown(results, ".", extras));
   if (options.docs) {
     pictures(options.repo / "docs/results");
-    write(options.repo / "docs/results.md", results_markdown(results, "results", agreed, micro, notes));
+    write(options.repo / "docs/results.md", results_markdown(results, "results", extras));
   }
   std::cout << table_text(results) << "\nbench: " << (out / "results.md").string() << ", summary.json and pictures beside it\n";
 }
@@ -229,7 +247,7 @@ int main(int argc, char** argv) {
   app.add_flag("--list", options.list, "say which cells would run");
   app.add_option("--seconds", options.seconds, "of the guest's clock, instead of what suits the system");
   app.add_option("--set", options.settings, "key=value of the policy");
-  app.add_flag("--record", options.record, "also write a trace of each cell to build/bench/traces, for the replayer");
+  app.add_flag("--record", options.record, "write a trace of each cell, and the cell in epochs instead of 2 s, to build/bench/traces; replay it, and compare");
   app.add_flag("--agree", options.agree, "run each cell named twice and compare: fails if the final hit ratios differ by more than 0.02");
   app.add_flag("--quick", options.quick, "three ratios against the bounds of bench/bounds.json");
   try {

@@ -2,6 +2,7 @@
 #include "results.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <fstream>
 #include <set>
@@ -54,7 +55,7 @@ Cell digest(json raw) {
   if (raw.contains("flushes")) {
     cell.flushes_carried_out = 0;
     for (auto& [name, count] : raw["flushes"].items())
-      for (const char* wanted : {"tierd", "kswapd", "kdamond", "hotset", "kernels", "redis", "memcached"})
+      for (const char* wanted : {"tierd", "kswapd", "kdamond", "hotset", "kernels", "redis", "memcached", "liblinear"})
         if (name.starts_with(wanted)) *cell.flushes_carried_out += count.get<double>();
   }
   const double elapsed = raw.at("elapsed_s");
@@ -113,6 +114,28 @@ std::vector<Agreement> agreements(const std::filesystem::path& dir) {
   std::vector<Agreement> all;
   for (auto& [key, found] : newest) all.push_back(std::move(found.second));
   return all;
+}
+
+size_t code_lines(const std::filesystem::path& file) {
+  std::ifstream in(file);
+  size_t lines = 0;
+  bool comment = false;
+  for (std::string line; std::getline(in, line);) {
+    bool code = false;
+    for (size_t i = 0; i < line.size(); i++) {
+      if (comment) {
+        if (line.compare(i, 2, "*/") == 0) comment = false, i++;
+      } else if (line.compare(i, 2, "/*") == 0) {
+        comment = true, i++;
+      } else if (line.compare(i, 2, "//") == 0) {
+        break;
+      } else {
+        code |= !std::isspace(static_cast<unsigned char>(line[i]));
+      }
+    }
+    lines += code;
+  }
+  return lines;
 }
 
 Results::Results(const std::filesystem::path& dir) {

@@ -105,7 +105,18 @@ std::string heat_svg(const Results&, const std::string& workload);
 
 // Texts.
 std::string table_text(const Results&);
-std::string results_markdown(const Results&, const std::string& picture_dir, const std::vector<Agreement>&, const json& micro, const std::string& notes);
+// What stands in the report beside the cells. Empty: not run.
+struct Extras {
+  std::vector<Agreement> agreements;
+  json replays = json::array();  // what `replay --trace` says of each recorded run
+  json micro = json::array();
+  json engine = json::array();   // google-benchmark's
+  std::map<std::string, size_t> policy_lines;  // of code, by file
+  std::string notes;
+};
+std::string results_markdown(const Results&, const std::string& picture_dir, const Extras&);
+// Lines of C that are neither empty nor comment alone.
+size_t code_lines(const std::filesystem::path& file);
 json summary(const Results&);
 
 }  // namespace bench

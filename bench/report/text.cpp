@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <set>
 
 #include "../cases.hpp"
 #include "results.hpp"
@@ -121,7 +124,7 @@ json summary(const Results& results) {
   return {{"schema", 1}, {"cells", all}};
 }
 
-std::string results_markdown(const Results& results, const std::string& pictures, const std::vector<Agreement>& agreements, const json& micro, const std::string& notes) {
+std::string results_markdown(const Results& results, const std::string& pictures, const Extras& extras) {
   std::string out =
       "# Results\n\nWritten by `./run bench --docs` from the cells under `build/bench/cells`; do not edit.\n\n"
       "Everything ran in the lab (docs/lab.md): a stock Debian 6.12 kernel in QEMU without hardware\n"
@@ -180,6 +183,13 @@ std::string results_markdown(const Results& results, const std::string& pictures
         out += format("\n%s: a batch of %d requests took %.0f us (p50) and %.0f us (p99) of virtual time in the last 2 s.\n", title_of(system).c_str(),
                       batch.at("operations").get<int>(), batch.at("p50_ns").get<double>() / 1000, batch.at("p99_ns").get<double>() / 1000);
       }
+    std::map<uint64_t, std::set<std::string>> checksums;
+    size_t checked = 0;
+    for (const std::string& system : results.systems())
+      for (const Cell& cell : results.of(one.name, system))
+        if (cell.raw.contains("checksum")) checksums[cell.seed].insert(cell.raw["checksum"].get<std::string>()), checked++;
+    for (auto& [seed, sums] : checksums)
+      out += format("\nResult of seed %llu in %zu runs: %s\n", (unsigned long long)seed, checked, sums.size() == 1 ? ("checksum " + *sums.begin() + " with every system.").c_str() : "**checksums differ**: memory was lost or corrupted.");
     out += "\n![](" + pictures + "/bench-heat-" + one.name + ".svg)\n\n";
     if (!missing.empty()) out += "Cells that are missing:\n\n" + missing + "\n";
     out += "<details><summary>rerun a cell</summary>\n\n" + again + "\n</details>\n\n";
@@ -200,18 +210,36 @@ std::string results_markdown(const Results& results, const std::string& pictures
     }
 
   out += "\n## Two runs of one seed\n\n";
-  if (agreements.empty()) {
+  if (extras.agreements.empty()) {
     out += "Not run. `./run bench --agree hotset-2m/heattree/1`\n";
   } else {
     out += "| cell | first run | second run | difference of the final hit ratio | largest of a window | within 0.02 |\n|---|---|---|---|---|---|\n";
-    for (const Agreement& a : agreements)
+    for (const Agreement& a : extras.agreements)
       out += format("| %s/%s/%llu | %.4f | %.4f | %.4f | %.4f | %s |\n", a.first.workload.c_str(), a.first.system.c_str(), (unsigned long long)a.first.seed, a.first.final_ratio,
                     a.second.final_ratio, a.final_difference(), a.window_difference(), a.final_difference() <= Agreement::kMost ? "yes" : "**no**");
     out += "\nA window is 2 s. Again: `./run bench --agree WORKLOAD/SYSTEM/SEED`.\n";
   }
 
+  out += "\n## Replay beside live\n\n";
+  if (extras.replays.empty()) {
+    out += "Not run. `./run bench --record hotset-64k/heattree/1`\n";
+  } else {
+    out += "The same engine library and the same rules on the recorded samples and mappings, without a VM, scored on the recorded\n"
+           "true misses: nothing of the live placement is used but where the run began and where new pages came to be.\n\n"
+           "| run | policy | seconds | final hit ratio, live | replayed | difference | whole run, live | replayed | largest of a window of 2 s |\n|---|---|---|---|---|---|---|---|---|\n";
+    for (const json& one : extras.replays) {
+      double most = 0;
+      for (const json& window : one.at("windows")) most = std::max(most, std::abs(window.at("live_hit_ratio").get<double>() - window.at("replayed_hit_ratio").get<double>()));
+      const double live = one.at("live_final_hit_ratio"), replayed = one.at("replayed_final_hit_ratio");
+      out += format("| %s/%d | %s | %.0f | %.3f | %.3f | %+.3f | %.3f | %.3f | %.3f |\n", one.at("run").get<std::string>().c_str(), one.at("seed").get<int>(), one.at("policy").get<std::string>().c_str(),
+                    one.at("seconds").get<double>(), live, replayed, replayed - live, one.at("live_mean_hit_ratio").get<double>(), one.at("replayed_mean_hit_ratio").get<double>(), most);
+    }
+    out += "\nAgain: `./run bench --record WORKLOAD/SYSTEM/SEED`, then `build/bin/replay --trace build/bench/traces/NAME.trace`.\n";
+  }
+
   out += "\n## Micro figures\n\n";
-  if (micro.is_array() && !micro.empty()) {
+  const json& micro = extras.micro;
+  if (!micro.empty()) {
     out += "| what | figure | goal | holds |\n|---|---|---|---|\n";
     for (const json& entry : micro)
       out += "| " + entry.at("what").get<std::string>() + " | " + entry.at("figure").get<std::string>() + " | " + entry.value("goal", std::string("-")) + " | " +
@@ -221,7 +249,38 @@ std::string results_markdown(const Results& results, const std::string& pictures
     out += "Not run. `./run bench micro`\n";
   }
 
-  if (!notes.empty()) out += "\n" + notes;
+  out += "\n## What an epoch costs the engine\n\n";
+  if (extras.engine.empty()) {
+    out += "Not run. `./run bench engine`\n";
+  } else {
+    static const std::vector<std::pair<std::string, std::string>> kFamilies = {{"epoch_by_ranges", "ranges, nothing sampled (16 to 16,384)"},
+                                                                              {"epoch_by_granules", "2 MiB granules with samples, in 2048 ranges"},
+                                                                              {"epoch_by_processes", "processes of 8 mappings each"},
+                                                                              {"epoch_by_footprint", "granules mapped, 256 of them with samples"}};
+    out += "CPU time of the engine library on the machine that built it (no lab, no policy's own work, no moves):\n\n| by | cost |\n|---|---|\n";
+    for (auto& [family, what] : kFamilies) {
+      std::string costs;
+      for (const json& one : extras.engine) {
+        const std::string name = one.value("name", "");
+        if (!name.starts_with(family + "/") || one.value("run_type", "") != "iteration") continue;
+        costs += (costs.empty() ? "" : ", ") + name.substr(family.size() + 1) + ": " + format("%.0f %s", one.at("cpu_time").get<double>(), one.at("time_unit").get<std::string>().c_str());
+      }
+      if (!costs.empty()) out += "| " + what + " | " + costs + " |\n";
+    }
+    for (const json& one : extras.engine)
+      if (one.value("name", "").starts_with("estimate_epoch/") && one.contains("estimate_ms")) {
+        const std::string name = one["name"];
+        const double pages = std::strtod(name.c_str() + name.find('/') + 1, nullptr);
+        out += format("| estimated ranges, %.1f GiB, 25,000 samples an epoch | estimate %.1f ms, ranges %.1f ms, folding %.1f ms |\n", pages / 262144, one["estimate_ms"].get<double>(),
+                      one["ranges_ms"].get<double>(), one["fold_ms"].get<double>());
+      }
+    out += "\nAgain: `./run bench engine`.\n";
+  }
+
+  out += "\n## Lines of each policy\n\n| file | lines that are neither empty nor comment |\n|---|---|\n";
+  for (auto& [file, lines] : extras.policy_lines) out += format("| %s | %zu |\n", file.c_str(), lines);
+
+  if (!extras.notes.empty()) out += "\n" + extras.notes;
   out += "\n## Configuration of the systems\n\n";
   for (const std::string& system : results.systems())
     for (const Case& one : cases())

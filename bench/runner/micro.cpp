@@ -166,6 +166,75 @@ void sampling(const std::string& build, uint64_t accesses, bool only_sampler) {
   end();
 }
 
+// ------------------------------------------------------------------ scopes
+
+// The same work by 1, 2 and 4 processes, each in a cgroup with a policy of its
+// own. Under icount the clock counts the instructions of all CPUs: what the work
+// takes longer than with nothing loaded is what the whole system adds.
+void scopes(const std::string& build, uint64_t accesses) {
+  constexpr uint64_t kPeriod = 37, kSizeMiB = 256, kHotMiB = 64;
+  json numbers = json::array();
+  std::string text;
+  for (const uint64_t count : {1, 2, 4}) {
+    auto cgroup = [](uint64_t i) { return "/micro" + std::to_string(i); };
+    std::vector<std::unique_ptr<Child>> children;
+    for (uint64_t i = 0; i < count; i++) {
+      children.push_back(std::make_unique<Child>(e2e::inside(
+          cgroup(i), {"hotset", "--place", "slow", "--size", std::to_string(kSizeMiB / count) + "M", "--hot", std::to_string(kHotMiB / count) + "M", "--seed", std::to_string(i + 1)})));
+      children.back()->expect("ready");
+    }
+    auto work = [&] {
+      return static_cast<double>(timed([&] {
+        for (auto& child : children) child->send("run " + std::to_string(accesses / count));
+        for (auto& child : children) child->expect("done");
+      }));
+    };
+    work();
+    double plain;
+    {
+      Events events(kPeriod, false);  // the virtual PMU's own cost is not the system's
+      events.attach_empty();
+      events.enable(true);
+      plain = work();
+    }
+    bench::SystemOptions options{.name = "heattree", .build = build, .log = build + "/bench/micro.tierd.log", .cgroup = cgroup(0), .period = kPeriod, .settings = {}};
+    auto system = bench::make_system(options);
+    system->prepare();
+    bench::Memory memory(children[0]->pid());
+    system->start(memory, children[0]->pid());
+    for (uint64_t i = 1; i < count; i++) e2e::tierctl({"load", "heattree", "--cgroup", cgroup(i)});
+    auto total = [&] {
+      json sum = {{"epochs_total", 0}, {"samples_total", 0}, {"promoted_pages_total", 0}, {"demoted_pages_total", 0}};
+      const json status = e2e::tierctl({"status"});
+      for (const json& scope : status.at("scopes"))
+        for (auto& [name, value] : sum.items()) value = value.get<uint64_t>() + scope.at("counters").value(name, uint64_t{0});
+      return sum;
+    };
+    auto seated = [&](json& change) {
+      const json before = total();
+      const double ns = work();
+      change = total();
+      for (auto& [name, value] : change.items()) value = value.get<uint64_t>() - before.at(name).get<uint64_t>();
+      return ns;
+    };
+    json moving, settled;
+    const double first = seated(moving), last = seated(settled);
+    for (uint64_t i = count; i-- > 0;) e2e::tierctl({"unload", "--cgroup", cgroup(i)});
+    system->stop();
+    for (auto& child : children)
+      if (!child->ask("stop", "stopped").at("ok")) die("hotset found wrong memory");
+    for (int i = 0; e2e::run({"rmmod", "hypertier"}).status != 0; i++) {  // after a grace period
+      if (i == 20) die("hypertier.ko cannot be unloaded");
+      usleep(100000);
+    }
+    constexpr double kInstructionNs = 2, kEpochNs = 5e8;
+    auto per_epoch = [&](double ns) { return (ns - plain) / kInstructionNs / (ns / kEpochNs) / 1e6; };  // millions, all scopes
+    text += format("%s%llu: %.0f and %.0f M (%.0f and %.0f %%)", text.empty() ? "" : ", ", static_cast<unsigned long long>(count), per_epoch(first), per_epoch(last), 100 * (first - plain) / first, 100 * (last - plain) / last);
+    numbers.push_back({{"scopes", count}, {"plain_ns", plain}, {"moving_ns", first}, {"settled_ns", last}, {"moving", moving}, {"settled", settled}});
+  }
+  figure("the whole system's own instructions an epoch of 0.5 s with 1, 2 and 4 scopes, the same work (heattree; while it moves, and after)", text, "-", std::nullopt, numbers);
+}
+
 // ------------------------------------------------------------------ moving
 
 // By the clock on the wall: run it without --icount, whose one clock would count
@@ -273,10 +342,11 @@ int main(int argc, char** argv) {
   app.add_option("--build", build)->required();
   app.add_option("--out", out)->required();
   app.add_option("--accesses", accesses);
-  app.add_option("--only", only, "sampler: the first figure; sampling, moving")->check(CLI::IsMember({"sampler", "sampling", "moving"}));
+  app.add_option("--only", only, "sampler: the first figure; sampling, moving, scopes")->check(CLI::IsMember({"sampler", "sampling", "moving", "scopes"}));
   CLI11_PARSE(app, argc, argv);
   e2e::write_file("/proc/sys/kernel/numa_balancing", "0");
-  if (only != "moving") sampling(build, accesses, only == "sampler");
+  if (only == "scopes") scopes(build, accesses);
+  else if (only != "moving") sampling(build, accesses, only == "sampler");
   if (only.empty() || only == "moving") moving(build);
   std::ofstream(out) << figures.dump(1) << "\n";
   return 0;

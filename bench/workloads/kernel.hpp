@@ -73,5 +73,6 @@ std::unique_ptr<Kernel> make_xsbench(const KernelOptions&);
 std::unique_ptr<Kernel> make_bfs(const KernelOptions&);
 std::unique_ptr<Kernel> make_pagerank(const KernelOptions&);
 std::unique_ptr<Kernel> make_oltp(const KernelOptions&);
+std::unique_ptr<Kernel> make_sqlite(const KernelOptions&);
 
 }  // namespace workload

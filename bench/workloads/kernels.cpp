@@ -15,7 +15,7 @@ using namespace workload;
 int main(int argc, char** argv) {
   const std::map<std::string, std::unique_ptr<Kernel> (*)(const KernelOptions&)> kernels = {
       {"gups", make_gups}, {"btree", make_btree}, {"stencil", make_stencil}, {"xsbench", make_xsbench},
-      {"bfs", make_bfs},   {"pagerank", make_pagerank}, {"oltp", make_oltp}};
+      {"bfs", make_bfs},   {"pagerank", make_pagerank}, {"oltp", make_oltp}, {"sqlite", make_sqlite}};
   KernelOptions options;
   std::string name;
   CLI::App app{"kernels: small computing kernels with a checksum, driven by commands on stdin"};
