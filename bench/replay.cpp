@@ -18,9 +18,11 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -387,7 +389,11 @@ class Caller final : public PolicyCaller {
 
 class Samples final : public SampleSource {
  public:
+  bool keep = false;
+  std::vector<trace::Sample> kept;  // of this epoch
+
   void count(__u64 page, bool store) {
+    if (keep) kept.push_back({page << HT_PAGE_SHIFT, store});
     ht_granule& g = granules_[page / HT_GRANULE_PAGES];
     ++g.samples;
     g.stores += store;
@@ -423,6 +429,7 @@ struct Options {
   unsigned seed = 1;
   heattree_settings heattree = HEATTREE_DEFAULTS;
   bool verbose = false;
+  std::string record;
 };
 
 [[noreturn]] void die(const Error& error) {
@@ -469,6 +476,48 @@ struct Outcome {
   double engine_ms = 0;
 };
 
+// Writes a simulated run as the lab records a real one.
+class Recorder {
+ public:
+  Recorder(const std::string& path, const std::string& run, const Options& options, __u64 fast, __u64 period, const Memory& memory, __u64 pages)
+      : writer_(trace::Writer::create(path, header(run, options, fast, period))), memory_(memory), tiers_(pages) {
+    if (!writer_) die(writer_.error());
+    epoch_.mapped = true;
+    epoch_.mappings = {{kBase, kBase + pages * HT_PAGE_SIZE, TIER_RANGE_ANON}};
+    for (__u64 p = 0; p < pages; ++p) epoch_.placed.push_back({kBasePage + p, tiers_[p] = memory.tier(kBasePage + p)});
+  }
+  // Its misses and samples; the engine has not seen it yet.
+  void epoch(__u64 ns, const std::vector<__u32>& misses, __u64 fast_misses, std::vector<trace::Sample> samples) {
+    if (epoch_.placed.empty())
+      for (__u64 p = 0; p < tiers_.size(); ++p)
+        if (const __u8 tier = memory_.tier(kBasePage + p); tier != tiers_[p]) epoch_.placed.push_back({kBasePage + p, tiers_[p] = tier});
+    for (__u64 p = 0; p < misses.size(); ++p)
+      if (misses[p]) epoch_.truth.push_back({kBasePage + p, misses[p]});
+    epoch_.samples = std::move(samples);
+    epoch_.ns = ns;
+    epoch_.fast_misses = fast_misses;
+    if (auto done = writer_->write(epoch_); !done) die(done.error());
+    epoch_ = {};
+  }
+
+ private:
+  static trace::Header header(const std::string& run, const Options& options, __u64 fast, __u64 period) {
+    trace::Header header{};
+    header.seed = options.seed;
+    header.period = period;
+    header.fast_pages = header.fast_tier_pages = fast;
+    header.cpus = 1;
+    header.pid = kPid;
+    run.copy(header.run, sizeof header.run - 1);
+    return header;
+  }
+
+  Result<trace::Writer> writer_;
+  const Memory& memory_;
+  std::vector<__u8> tiers_;
+  trace::Epoch epoch_;
+};
+
 Outcome replay(const std::string& name, const std::string& policy, const Options& options) {
   Rng rng(options.seed);
   std::unique_ptr<Workload> workload = make_workload(name, rng);
@@ -489,6 +538,9 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   input.epoch_ns = 500'000'000;
   input.fast_tier_pages = input.fast_capacity_pages = fast;
   input.period = static_cast<__u32>(std::max(1.0, 1 / sampled));
+  std::optional<Recorder> recorder;
+  if (!options.record.empty()) recorder.emplace(options.record, name + "/" + policy, options, fast, input.period, memory, pages);
+  samples.keep = recorder.has_value();
 
   Cache cache;
   std::vector<__u32> misses(pages);
@@ -528,6 +580,7 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
     const double ratio = static_cast<double>(hit) / static_cast<double>(total);
     if (outcome.reached < 0 && e && ratio >= 0.9 * best) outcome.reached = e;
 
+    if (recorder) recorder->epoch(input.epoch_ns, misses, hit, std::exchange(samples.kept, {}));
     const std::clock_t begin = std::clock();
     const EpochReport report = tierer.epoch();
     const double spent = 1e3 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
@@ -667,21 +720,30 @@ int main(int argc, char** argv) {
                                 std::pair("swap_misses", &tree.swap_misses)})
     app.add_option(std::string("--") + setting, *value, "of heattree")->capture_default_str();
   app.add_flag("--verbose", options.verbose, "each tenth epoch");
+  app.add_option("--record", options.record, "write the run there as a trace: one workload, one policy");
   std::string recorded, out;
+  double within = 1;
   auto* trace = app.add_option("--trace", recorded, "replay a run that `./run bench --record` has recorded, beside what it was live");
   app.add_option("--out", out, "of --trace: also write JSON there")->needs(trace);
+  app.add_option("--within", within, "of --trace: fail if live and replayed differ by more, at the end or as a whole")->needs(trace);
   CLI11_PARSE(app, argc, argv);
 
   if (!recorded.empty()) {
     nlohmann::json all = nlohmann::json::array();
+    bool ok = true;
     for (const std::string& policy : policies) {
-      all.push_back(replay_trace(recorded, policy, options));
-      print_trace(all.back());
+      const auto& result = all.emplace_back(replay_trace(recorded, policy, options));
+      print_trace(result);
+      for (const char* which : {"final", "mean"})
+        ok &= std::abs(result.at(std::string("live_") + which + "_hit_ratio").get<double>() - result.at(std::string("replayed_") + which + "_hit_ratio").get<double>()) <= within;
     }
     if (!out.empty() && !(std::ofstream(out) << all.dump(1) << "\n").flush()) die({"cannot write " + out, "", 0});
-    return 0;
+    if (!ok) std::fprintf(stderr, "replay: live and replayed differ by more than %g\n", within);
+    return ok ? 0 : 1;
   }
 
+  if (!options.record.empty() && names.size() * policies.size() != 1)
+    die({"--record takes one workload and one policy", "for example: replay hot64k --policy heattree --record FILE", 0});
   std::printf("s = %g, %d epochs of %llu misses, fast tier %.0f %%; means of the last third\n", options.density, options.epochs,
               options.misses, 100 * options.fast_share);
   std::printf("%-14s %-11s %6s %6s %7s %9s %8s %10s\n", "workload", "policy", "share", "hit", "oracle", "moved %", "90 % at",
