@@ -95,6 +95,8 @@ struct mm_struct *ht_get_mm(u32 pid, u64 *space);
 struct folio *ht_get_folio(struct mm_struct *mm, unsigned long address);
 /* Mappings whose pages are not the module's business. */
 bool ht_vma_is_special(struct vm_area_struct *vma);
+/* Nor are these pages, in whatever mapping. */
+bool ht_is_everybodys(struct folio *folio);
 /*
  * The pmd of address; NULL: nothing there, and *next is where there may be
  * something again. Under the mmap lock.

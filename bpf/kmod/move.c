@@ -136,7 +136,7 @@ static u8 find_folio(struct mm_struct *mm, unsigned long address, int s, struct 
 		return HT_MOVE_GONE;
 	/* the huge zero folio has no mapping */
 	if (folio_is_zone_device(folio) || folio_test_ksm(folio) || folio_test_hugetlb(folio) ||
-	    !READ_ONCE(folio->mapping))
+	    !READ_ONCE(folio->mapping) || ht_is_everybodys(folio))
 		result = HT_MOVE_SPECIAL;
 	else if (ht_tier_of(folio_nid(folio)) == target_tier[s])
 		result = HT_MOVE_ALREADY;

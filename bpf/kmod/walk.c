@@ -12,6 +12,7 @@
 #include <linux/dax.h>
 #include <linux/huge_mm.h>
 #include <linux/hugetlb.h>
+#include <linux/mm_inline.h>
 #include <linux/mmap_lock.h>
 #include <linux/pid.h>
 #include <linux/sched/mm.h>
@@ -150,6 +151,16 @@ struct walker {
 };
 
 /*
+ * Page cache that several processes map (shared libraries, for the most part) is
+ * not for one of them to place, and each move costs a flush for each of them. NUMA
+ * balancing leaves such pages as well. Shared memory is the processes' own.
+ */
+bool ht_is_everybodys(struct folio *folio)
+{
+	return folio_is_file_lru(folio) && folio_likely_mapped_shared(folio);
+}
+
+/*
  * Counts nr pages of a folio mapped at address, and lists the folio if it is
  * not the one before. Under the page-table lock. An error stops the walk here.
  */
@@ -165,7 +176,8 @@ static int visit(struct walker *walker, struct folio *folio, unsigned long addre
 		return 0;
 	}
 	/* without a mapping it is the huge zero folio, or was truncated */
-	if (tier == HT_TIER_NONE || !READ_ONCE(folio->mapping) || folio_is_zone_device(folio))
+	if (tier == HT_TIER_NONE || !READ_ONCE(folio->mapping) || folio_is_zone_device(folio) ||
+	    ht_is_everybodys(folio))
 		return 0;
 	if (tier == walker->list_tier || walker->list_tier == HT_TIERS) {
 		if (folio != walker->last) {

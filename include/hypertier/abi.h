@@ -388,7 +388,7 @@ enum ht_move_result {
 	HT_MOVE_ALREADY,	/* is in the wanted tier already */
 	HT_MOVE_PINNED,		/* extra references: pinned, or in use by the kernel */
 	HT_MOVE_BUSY,		/* locked, isolated or under writeback */
-	HT_MOVE_SPECIAL,	/* KSM, hugetlb, mlocked device or zero page */
+	HT_MOVE_SPECIAL,	/* KSM, hugetlb, mlocked device or zero page, a file that others map too */
 	HT_MOVE_MISMATCH,	/* partner of another size, and migrate not allowed */
 	HT_MOVE_NO_MEMORY,	/* migrate found no room in the target tier */
 	HT_MOVE_PARTNER,	/* the other half of the pair could not move */

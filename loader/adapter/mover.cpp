@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <map>
 #include <set>
 
 #include "adapter/syscall_mover.hpp"
@@ -30,21 +31,30 @@ int last_cpu(__u32 pid) {
 }
 
 // The kernel batches the flushes of an mm that has run on another CPU than the
-// one that unmaps; one that ran here alone it flushes page by page. So pages
-// are moved from a CPU that their processes were not on last, if there is one. Nor
-// one that another scope's policy runs on: it may not give it up for seconds.
+// one that unmaps; one that ran here alone it flushes page by page. So pages are
+// moved from the CPUs that the processes of the fewest of them were on last. Nor
+// from one that another scope's policy runs on: it may not give it up for seconds.
 class Elsewhere {
  public:
   Elsewhere(std::span<const ht_pair> pairs, const std::set<pid_t>& calling) {
     if (sched_getaffinity(0, sizeof before_, &before_)) return;
-    std::set<__u32> pids(calling.begin(), calling.end());
+    std::map<__u32, std::size_t> pages_of;
     for (const ht_pair& pair : pairs) {
-      if (pair.hot_addr) pids.insert(pair.hot_pid);
-      if (pair.cold_addr) pids.insert(pair.cold_pid);
+      if (pair.hot_addr) ++pages_of[pair.hot_pid];
+      if (pair.cold_addr) ++pages_of[pair.cold_pid];
     }
     cpu_set_t others = before_;
-    for (__u32 pid : pids)
-      if (int cpu = last_cpu(pid); cpu >= 0) CPU_CLR(static_cast<std::size_t>(cpu), &others);
+    for (pid_t thread : calling)
+      if (int cpu = last_cpu(static_cast<__u32>(thread)); cpu >= 0) CPU_CLR(static_cast<std::size_t>(cpu), &others);
+    std::map<int, std::size_t> pages_on;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (CPU_ISSET(static_cast<std::size_t>(cpu), &others)) pages_on[cpu] = 0;
+    for (auto [pid, pages] : pages_of)
+      if (auto on = pages_on.find(last_cpu(pid)); on != pages_on.end()) on->second += pages;
+    std::size_t fewest = SIZE_MAX;
+    for (auto [cpu, pages] : pages_on) fewest = std::min(fewest, pages);
+    for (auto [cpu, pages] : pages_on)
+      if (pages > fewest) CPU_CLR(static_cast<std::size_t>(cpu), &others);
     moved_ = CPU_COUNT(&others) > 0 && CPU_COUNT(&others) < CPU_COUNT(&before_) && sched_setaffinity(0, sizeof others, &others) == 0;
   }
   ~Elsewhere() {

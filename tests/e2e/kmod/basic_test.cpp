@@ -319,6 +319,52 @@ TEST(Migrate, SharedMemoryAndFiles) {
   }
 }
 
+// A file's page that another process maps too is neither counted nor moved; alone it is.
+TEST(Walk, LeavesFilesThatSeveralProcessesMap) {
+  Device device;
+  const int fd = open((build_dir + "/bpf/kmod/hypertier.ko").c_str(), O_RDONLY);
+  ASSERT_GE(fd, 0);
+  constexpr std::size_t kBytes = 8 * kPage;
+  auto* data = static_cast<volatile char*>(mmap(nullptr, kBytes, PROT_READ, MAP_PRIVATE, fd, 0));
+  ASSERT_NE(data, MAP_FAILED);
+  const auto touch = [&] {
+    for (std::size_t i = 0; i < kBytes; i += kPage) (void)data[i];
+  };
+  const auto listed = [&] {
+    touch();  // a move may have unmapped it
+    return mover().walk(getpid(), const_cast<char*>(data), kBytes, HT_TIERS);
+  };
+  const auto alone = listed();
+  ASSERT_GT(alone.size(), 0u);
+  int there[2], go[2];
+  ASSERT_EQ(pipe(there) | pipe(go), 0);
+  const pid_t other = fork();
+  if (other == 0) {
+    touch();
+    char byte = 0;
+    (void)!write(there[1], &byte, 1);
+    (void)!read(go[0], &byte, 1);
+    _exit(0);
+  }
+  char byte;
+  ASSERT_EQ(read(there[0], &byte, 1), 1);
+  EXPECT_EQ(listed().size(), 0u);
+  for (bool fast : {false, true}) {
+    std::vector<ht_page_t> list;
+    for (ht_page_t page : alone)
+      if (fast == ((page & HT_PAGE_FAST) != 0)) list.push_back(page & ~HT_PAGE_FAST);
+    ht_exchange_run run = fast ? mover().move(getpid(), {}, getpid(), list) : mover().move(getpid(), list, getpid(), {});
+    EXPECT_EQ(run.promoted_pages + run.demoted_pages, 0u);
+    EXPECT_EQ(run.failed_pages[HT_MOVE_SPECIAL], list.size());
+  }
+  ASSERT_EQ(write(go[1], &byte, 1), 1);
+  waitpid(other, nullptr, 0);
+  EXPECT_EQ(listed().size(), alone.size());
+  for (int end : {there[0], there[1], go[0], go[1]}) close(end);
+  munmap(const_cast<char*>(data), kBytes);
+  close(fd);
+}
+
 std::uint64_t free_pages(int node) {
   std::string text = read_file("/sys/devices/system/node/node" + std::to_string(node) + "/meminfo");
   return std::stoull(text.substr(text.find("MemFree:") + 8)) / 4;
