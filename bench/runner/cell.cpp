@@ -415,11 +415,13 @@ json run(Options options, const Case& one) {
     system->sample_each(options.period);
   }
   if (!options.record.empty()) recorder.emplace(options, one, workload.pid, places, capacity);
-  e2e::FlushCounter flushes;
   auto vmstat_start = vmstat();
   auto cpu_start = cpu_ns();
   const double start_s = now_s();
   system->start(memory, workload.pid);
+  // From here on: what switching a system on patches in the kernel's text (static
+  // keys, BPF statistics) is flushed too, once, and by whoever switches it on.
+  e2e::FlushCounter flushes;
 
   json windows = json::array(), phases = json::array(), blocks = json::array();
   std::vector<PageMisses> last = memory.misses(), block_base = last;

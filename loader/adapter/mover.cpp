@@ -53,6 +53,7 @@ class Elsewhere {
       if (auto on = pages_on.find(last_cpu(pid)); on != pages_on.end()) on->second += pages;
     std::size_t fewest = SIZE_MAX;
     for (auto [cpu, pages] : pages_on) fewest = std::min(fewest, pages);
+    if (auto here = pages_on.find(sched_getcpu()); here != pages_on.end() && here->second == fewest) return;
     for (auto [cpu, pages] : pages_on)
       if (pages > fewest) CPU_CLR(static_cast<std::size_t>(cpu), &others);
     moved_ = CPU_COUNT(&others) > 0 && CPU_COUNT(&others) < CPU_COUNT(&before_) && sched_setaffinity(0, sizeof others, &others) == 0;

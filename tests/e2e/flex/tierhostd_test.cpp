@@ -383,7 +383,19 @@ TEST_F(Tierhostd, PlugsAndUnplugsWithoutTheDriver) {
   EXPECT_EQ(json["tiers"][0]["target_bytes"], 320 * kMiB);
   EXPECT_EQ(json["tiers"][1]["target_bytes"], 224 * kMiB);
   EXPECT_EQ(guest.console().find("Call Trace"), std::string::npos) << guest.console();
-  printf("virtio-mem: slow tier %llu MiB resident at a target of 224 MiB\n", resident("slow") / kMiB);
+  // The allocator moves it as it moves a balloon.
+  ASSERT_EQ(tierctl("qos plug --fast-weight 1").status, 0);
+  ASSERT_EQ(tierctl("qos --on --fast-capacity 256M --slow-capacity 192M").status, 0);
+  EXPECT_TRUE(plugged(0, 64 * kMiB)) << vm("plug").dump();
+  EXPECT_TRUE(plugged(1, 64 * kMiB)) << vm("plug").dump();
+  EXPECT_EQ(vm("plug")["tiers"][1]["target_bytes"], 192 * kMiB);
+  EXPECT_LE(resident("fast"), 258 * kMiB);
+  EXPECT_LE(resident("slow"), 194 * kMiB);
+  const auto again = guest.run("echo verify >/tmp/app.in; cat /tmp/app.out");
+  ASSERT_TRUE(again) << again.error().message;
+  EXPECT_EQ(*again, "ok 40960\n");
+  EXPECT_EQ(guest.console().find("Call Trace"), std::string::npos) << guest.console();
+  printf("virtio-mem: slow tier %llu MiB resident at a target of 192 MiB\n", resident("slow") / kMiB);
 
   // The printed options are those of a VM that is found.
   o = tierctl("qemu-args web --fast 2G --slow 6G --virtio-mem");
