@@ -4,7 +4,9 @@
 // With --trace: on the pages and samples of a recorded run.
 //
 // An epoch's accesses go through a 4 MiB cache; what misses is the truth, a
-// random part of it the samples. The placement that epoch t chose is scored on
+// random part of it the samples. With --source abit there are none: accessed
+// bits are cleared and tested by the plan of the real source, which is as good as
+// its budget of page-table entries. The placement that epoch t chose is scored on
 // the misses of t + 1: share = (hit - random) / (oracle - random). The oracle
 // knows all misses up to t, not only the samples, with the half-life out of
 // kOracleHalfLives that serves the workload best.
@@ -32,6 +34,7 @@
 #include "../policies/hyperplace.h"
 #include "engine/engine.hpp"
 #include "engine/scope.hpp"
+#include "sources/abit_plan.hpp"
 #include "trace.hpp"
 
 namespace hypertier {
@@ -42,6 +45,7 @@ constexpr __u64 kBasePage = kBase >> HT_PAGE_SHIFT;
 constexpr __u64 kSpace = 1;
 constexpr __u32 kPid = 100;
 constexpr __u64 kMiBPages = 256;
+constexpr __u64 kEpochNs = 500'000'000;
 using Rng = std::mt19937_64;
 
 // ------------------------------------------------------------------- accesses
@@ -416,6 +420,88 @@ class Samples final : public SampleSource {
   std::map<__u64, ht_granule> granules_;
 };
 
+// Accessed bits, cleared and tested when the real source's plan says so. Any
+// touch sets the bit: no TLB hides it.
+class Bits final : public SampleSource {
+ public:
+  // visits: page-table entries an epoch may read, as a share of the pages.
+  Bits(__u64 pages, double visits)
+      : plan_(static_cast<__u64>(visits * static_cast<double>(pages) * kVisitNs * 1e9 / kEpochNs)), accessed_(pages) {}
+
+  void touch(__u64 page) { accessed_[page] = 1; }
+  // What is due by now.
+  void advance(__u64 now_ns) {
+    if (!visits_total) due_ns_ = now_ns;
+    while (!plan_.empty() && now_ns >= due_ns_) cleared_ ? test() : clear();
+  }
+  __u64 interval_ns() const { return plan_.interval_ns(); }
+
+  Result<> drain(const std::function<void(const ht_granule&)>&) override { return {}; }
+  void drain_bits(const std::function<void(const ht_bits&)>& fold) override {
+    for (const ht_bits& bits : std::exchange(read_, {})) fold(bits);
+  }
+  void manage(__u64 space, __u32 pid, std::span<const ht_mapping> mappings) override { plan_.manage(space, pid, mappings); }
+  void aim(__u64 interval_ns) override { plan_.aim(interval_ns); }
+  void forget(__u64, __u64, __u64) override {}
+  ht_sampler_stats stats() override { return {}; }
+
+  __u64 visits_total = 0;
+  __u64 set_total = 0;  // of the tested
+  __u64 tested_total = 0;
+
+ private:
+  static constexpr __u64 kVisitNs = 10;
+
+  // Calls f(page of the process, page of the granule) for each page of it.
+  template <class F>
+  void each_page(__u64 granule, F&& f) {
+    const __u64 first = ((granule << HT_GRANULE_SHIFT) - kBase) >> HT_PAGE_SHIFT;
+    for (unsigned p = 0; p < HT_GRANULE_PAGES && first + p < accessed_.size(); ++p, ++visits_total) f(first + p, p);
+  }
+  void clear() {
+    cycle_ = plan_.next_cycle();
+    targets_ = plan_.take(cycle_.granules);
+    visits_before_ = visits_total;
+    for (const AbitPlan::Target& target : targets_)
+      each_page(target.granule, [&](__u64 page, unsigned) { accessed_[page] = 0; });
+    started_ns_ = due_ns_;
+    due_ns_ += cycle_.interval_ns;
+    cleared_ = true;
+  }
+  void test() {
+    __u64 tested = 0, set = 0;
+    for (const AbitPlan::Target& target : targets_) {
+      ht_bits bits{};
+      bits.space = target.space;
+      bits.granule = target.granule;
+      bits.interval_ns = cycle_.interval_ns;
+      each_page(target.granule, [&](__u64 page, unsigned p) {
+        bits.checked[p / 64] |= 1ULL << p % 64;
+        if (accessed_[page]) bits.set[p / 64] |= 1ULL << p % 64;
+        ++tested;
+        set += accessed_[page];
+      });
+      plan_.mapped(target.space, target.granule, true);
+      read_.push_back(bits);
+    }
+    tested_total += tested;
+    set_total += set;
+    due_ns_ = started_ns_ + plan_.spent(cycle_, targets_.size(), (visits_total - visits_before_) * kVisitNs,
+                                        tested ? static_cast<double>(set) / static_cast<double>(tested) : 0);
+    cleared_ = false;
+  }
+
+  AbitPlan plan_;
+  std::vector<__u8> accessed_;
+  std::vector<ht_bits> read_;
+  std::vector<AbitPlan::Target> targets_;
+  AbitPlan::Cycle cycle_;
+  __u64 visits_before_ = 0;
+  __u64 started_ns_ = 0;
+  __u64 due_ns_ = 0;
+  bool cleared_ = false;
+};
+
 // ------------------------------------------------------------------- the run
 
 constexpr std::array<double, 3> kOracleHalfLives = {4, 16, 256};  // epochs
@@ -423,6 +509,7 @@ constexpr int kOracles = kOracleHalfLives.size();
 
 struct Options {
   double density = 0.048;
+  double visits = 0;  // accessed bits instead of samples: entries read an epoch, share of the pages
   int epochs = 300;
   __u64 misses = 200000;  // per epoch
   double fast_share = 0.2;
@@ -533,11 +620,13 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   for (__u64 i = 0; i < pages; ++i) memory.put(kBasePage + all[i], i < fast ? HT_TIER_FAST : HT_TIER_SLOW);
 
   Samples samples;
-  Tierer tierer(memory, samples, policy, options.heattree);
+  Bits bits(pages, options.visits);
+  const bool by_bits = options.visits > 0;
+  Tierer tierer(memory, by_bits ? static_cast<SampleSource&>(bits) : samples, policy, options.heattree);
   EpochInput& input = tierer.input;
-  input.epoch_ns = 500'000'000;
+  input.epoch_ns = kEpochNs;
   input.fast_tier_pages = input.fast_capacity_pages = fast;
-  input.period = static_cast<__u32>(std::max(1.0, 1 / sampled));
+  input.period = by_bits ? 0 : static_cast<__u32>(std::max(1.0, 1 / sampled));
   std::optional<Recorder> recorder;
   if (!options.record.empty()) recorder.emplace(options.record, name + "/" + policy, options, fast, input.period, memory, pages);
   samples.keep = recorder.has_value();
@@ -555,12 +644,16 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
     std::fill(misses.begin(), misses.end(), 0);
     __u64 total = 0;
     const Touch touch = [&](__u64 page, unsigned line) {
+      if (by_bits) bits.touch(page);
       if (!cache.miss(page * 64 + line)) return;
       ++misses[page];
       ++total;
-      if (take(rng)) samples.count(kBasePage + page, false);
+      if (!by_bits && take(rng)) samples.count(kBasePage + page, false);
     };
-    while (total < options.misses) workload->operate(rng, touch);
+    while (total < options.misses) {
+      workload->operate(rng, touch);
+      if (by_bits) bits.advance(static_cast<__u64>(e) * kEpochNs + kEpochNs * std::min(total, options.misses) / options.misses);
+    }
 
     __u64 hit = 0;
     for (__u64 p = 0; p < pages; ++p)
@@ -586,10 +679,15 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
     const double spent = 1e3 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
     outcome.engine_ms += spent / options.epochs;
     const double moved = 100 * static_cast<double>(report.moved.promoted_pages) / static_cast<double>(fast);
-    if (options.verbose && e % 10 == 0)
+    if (options.verbose && e % 10 == 0) {
       std::printf("  %4d hit %.3f best %.3f ranges %5u samples %5llu %-14s moved %.2f %% trial %llu %lld/%lld open %d\n", e, ratio, best,
                   report.scope.ranges, report.scope.samples, decision_name(report.decision), moved,
                   report.scope.trial_pages[1], report.scope.trial_hits[1], report.scope.trial_hits[0], tierer.rules.trial.open);
+      if (by_bits)
+        std::printf("       interval %.2f ms, %.3f of the bits set, %.1f %% of the pages read\n", 1e-6 * static_cast<double>(bits.interval_ns()),
+                    static_cast<double>(bits.set_total) / static_cast<double>(std::max<__u64>(1, bits.tested_total)),
+                    100.0 * static_cast<double>(bits.visits_total) / static_cast<double>(pages) / (e + 1));
+    }
     if (e < options.epochs * 2 / 3) continue;
     ++counted;
     outcome.hit += ratio;
@@ -708,6 +806,10 @@ int main(int argc, char** argv) {
   std::vector<std::string> policies = {"hyperplace", "heattree"};
   app.add_option("workload", names, "which; all if none is named")->check(CLI::IsMember(kWorkloads));
   app.add_option("--policy", policies)->check(CLI::IsMember({"static", "hyperplace", "heattree"}));
+  std::string source = "samples";
+  double visits = 10;
+  app.add_option("--source", source)->check(CLI::IsMember({"samples", "abit"}))->capture_default_str();
+  app.add_option("--visits", visits, "abit: page-table entries read an epoch, % of the pages")->capture_default_str();
   app.add_option("--s", options.density, "samples per page of the fast tier and epoch")->capture_default_str();
   app.add_option("--epochs", options.epochs)->capture_default_str();
   app.add_option("--misses", options.misses, "an epoch")->capture_default_str();
@@ -744,8 +846,13 @@ int main(int argc, char** argv) {
 
   if (!options.record.empty() && names.size() * policies.size() != 1)
     die({"--record takes one workload and one policy", "for example: replay hot64k --policy heattree --record FILE", 0});
-  std::printf("s = %g, %d epochs of %llu misses, fast tier %.0f %%; means of the last third\n", options.density, options.epochs,
-              options.misses, 100 * options.fast_share);
+  if (source == "abit") options.visits = visits / 100;
+  if (source == "abit")
+    std::printf("accessed bits, entries read an epoch: %g %% of the pages", visits);
+  else
+    std::printf("s = %g", options.density);
+  std::printf(", %d epochs of %llu misses, fast tier %.0f %%; means of the last third\n", options.epochs, options.misses,
+              100 * options.fast_share);
   std::printf("%-14s %-11s %6s %6s %7s %9s %8s %10s\n", "workload", "policy", "share", "hit", "oracle", "moved %", "90 % at",
               "engine ms");
   for (const std::string& name : names)
