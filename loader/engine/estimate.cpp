@@ -18,6 +18,20 @@ constexpr unsigned kKeys = 1 << 16;
 constexpr __u32 kAgeMax = 4096;  // older than that is as good as for ever
 // Granules per epoch whose samples are used to judge the time scales.
 constexpr __u32 kPredicted = 1024;
+// Checks of a granule are compared if their intervals are about the same.
+constexpr float kSimilar = 1.5;
+constexpr double kRepeatsKeep = 0.95;  // by epoch
+// More touches than this within an interval are not told from fewer.
+constexpr float kTouchesMax = 4;
+// An interval and a quarter of it, about; what is remembered of them, by epoch.
+constexpr double kQuarter = 4;
+constexpr double kQuarterMin = 3;
+constexpr double kQuarterMax = 5.5;
+constexpr double kQuarterKeep = 0.9;
+// How many times more bits the longer one has where a page is touched once in it.
+const double kQuarterAim = (1 - std::exp(-1.0)) / (1 - std::exp(-1 / kQuarter));
+// Bits after the shorter one that are made up, to begin with.
+constexpr double kQuarterBits = 8;
 
 __u32 decay_step(int scale) { return std::max(1U, Estimate::kHalfLife[scale] / 4); }
 
@@ -78,6 +92,10 @@ void each_granule(Granules& granules, Fetch&& fetch_next, F&& f) {
     if (granules[i]) f(i, *granules[i]);
   }
 }
+
+// Touches in an interval in which u are expected, given that there was one: u /
+// (1 - exp(-u)), by its series.
+float touches_if_any(float u) { return 1 + u * (0.5F + u * (1.0F / 12 - u * u * (1.0F / 720))); }
 
 // A positive float's upper bits: its logarithm in steps of 0.4 %.
 unsigned key_of(float rate) { return std::bit_cast<__u32>(rate) >> 15; }
@@ -208,7 +226,8 @@ __u64 Estimate::next(__u64 space, __u64 granule) const {
 std::size_t Estimate::bytes() const {
   // A map's node is its value, three pointers and a colour; malloc adds a word.
   constexpr std::size_t kNode = 5 * sizeof(void*);
-  return granules_ * (sizeof(Granule) + sizeof(void*)) + regions_ * (sizeof(Region) + kNode) +
+  const std::size_t granule = sizeof(Granule) + sizeof(void*) + (by_bits_ ? sizeof(Bits) + sizeof(void*) : 0);
+  return granules_ * granule + regions_ * (sizeof(Region) + kNode) +
          spaces_.size() * (sizeof(Space) + kNode);
 }
 
@@ -227,6 +246,18 @@ const Estimate::Age& Estimate::at(int scale, __u32 birth) const {
   if (table.empty()) return kNothing;
   __u64 age = epoch_ > birth ? epoch_ - birth : 0;
   return table[std::min<__u64>(age, table.size() - 1)];
+}
+
+Estimate::Age Estimate::seen(int scale, const Granule& g) const {
+  if (!by_bits_) return at(scale, g.birth);
+  if (!g.bits || g.bits->squares[scale] <= 0) return {};
+  return {g.bits->watched[scale], g.bits->watched[scale] / g.bits->squares[scale]};
+}
+
+float Estimate::trust(const Granule& g) const {
+  if (!by_bits_) return 1;
+  // A huge page has one bit.
+  return g.huge ? 1.0F / static_cast<float>(kPages) : static_cast<float>(1 / granule_bits_.phi());
 }
 
 // ages_[age]: an epoch's weight is that of the decays since; the one in
@@ -269,6 +300,10 @@ void Estimate::decay(int scale) {
   for (auto& [space, regions] : spaces_)
     for (auto& [index, region] : regions)
       each_granule(region.granules, [scale](const Granule* next) { fetch_counts(next, scale); }, [&](unsigned, Granule& g) {
+        if (g.bits) {
+          g.bits->watched[scale] *= kDecay;
+          g.bits->squares[scale] *= kDecay * kDecay;
+        }
         if (g.count[scale] == 0) return;
         thin_granule(g, scale, kDecay256, random.data() + next_random(random_) % (kNoise - 2 * kPages));
         g.count[scale] *= kDecay;
@@ -295,44 +330,46 @@ void Estimate::set_unit(__u32 unit) {
 
 // ------------------------------------------------------------------ counting
 
+// Before samples are counted: would each scale have had these pages on top?
+void Estimate::predict(const Granule& g, std::span<const PageSamples> sampled, __u32 total) {
+  if (!passed_ || (granules_ > kPredicted && predict_turn_++ % (granules_ / kPredicted + 1) != 0)) return;
+  for (int s = 0; s < kScales; ++s) {
+    const unsigned cut = key_of(cut_[s]);
+    auto hit = [&](float rate, __u32 n) {
+      unsigned key = key_of(rate);
+      epoch_hits_[s] += key > cut ? n : key == cut ? n * tie_share_[s] : 0.0F;
+    };
+    if (g.huge) {
+      hit(g.rate[s], total);
+      continue;
+    }
+    float rate[kPieces];
+    pieces(g, s, rate);
+    const Age age = seen(s, g);
+    for (auto at_page = sampled.begin(); at_page != sampled.end();) {
+      const unsigned i = at_page->page / kPiecePages;
+      const __u8* page = g.page[s] + i * kPiecePages;
+      const __u32 mask = g.piece_mask(i);
+      const float f = age.noise / static_cast<float>(unit_);
+      const float k = static_cast<float>(k_[s][kPage]);
+      float sum = 0;
+      unsigned n = 0;
+      for (unsigned p = 0; p < kPiecePages; ++p)
+        if (mask >> p & 1) sum += k + f * static_cast<float>(page[p]), ++n;
+      for (; at_page != sampled.end() && at_page->page / kPiecePages == i; ++at_page)
+        if (sum > 0)
+          hit(rate[i] * static_cast<float>(n) * (k + f * static_cast<float>(page[at_page->page % kPiecePages])) / sum,
+              at_page->samples);
+    }
+  }
+}
+
 void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
   __u32 total = 0;
   for (const PageSamples& s : sampled) total += s.samples;
   if (!total) return;
 
-  // Before they are counted: would each scale have had these pages on top?
-  if (passed_ && (granules_ <= kPredicted || predict_turn_++ % (granules_ / kPredicted + 1) == 0)) {
-    for (int s = 0; s < kScales; ++s) {
-      const unsigned cut = key_of(cut_[s]);
-      auto hit = [&](float rate, __u32 n) {
-        unsigned key = key_of(rate);
-        epoch_hits_[s] += key > cut ? n : key == cut ? n * tie_share_[s] : 0.0F;
-      };
-      if (g.huge) {
-        hit(g.rate[s], total);
-        continue;
-      }
-      float rate[kPieces];
-      pieces(g, s, rate);
-      const Age& age = at(s, g.birth);
-      for (auto at_page = sampled.begin(); at_page != sampled.end();) {
-        const unsigned i = at_page->page / kPiecePages;
-        const __u8* page = g.page[s] + i * kPiecePages;
-        const __u32 mask = g.piece_mask(i);
-        const float f = age.noise / static_cast<float>(unit_);
-        const float k = static_cast<float>(k_[s][kPage]);
-        float sum = 0;
-        unsigned n = 0;
-        for (unsigned p = 0; p < kPiecePages; ++p)
-          if (mask >> p & 1) sum += k + f * static_cast<float>(page[p]), ++n;
-        for (; at_page != sampled.end() && at_page->page / kPiecePages == i; ++at_page)
-          if (sum > 0)
-            hit(rate[i] * static_cast<float>(n) * (k + f * static_cast<float>(page[at_page->page % kPiecePages])) / sum,
-                at_page->samples);
-      }
-    }
-  }
-
+  predict(g, sampled, total);
   for (auto [p, n] : sampled) {
     if (!g.has(p))
       for (auto& tier : g.in_tier) tier[p / 64] |= 1ULL << (p % 64);
@@ -347,13 +384,120 @@ void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
   epoch_samples_ += total;
 }
 
+// Bits become touches: where one was set, as many as its page's rate lets expect.
+// So a mean over checks is what the rate is, whatever the intervals were.
+__u32 Estimate::add(Granule& g, const ht_bits& bits) {
+  by_bits_ = true;
+  if (!g.bits) g.bits = std::make_unique<Bits>();
+  Bits& known = *g.bits;
+  const auto interval = static_cast<float>(static_cast<double>(bits.interval_ns) / kBitUnitNs);
+  if (!g.huge && interval < known.interval * kSimilar && known.interval < interval * kSimilar) {
+    unsigned was = 0;
+    unsigned is = 0;
+    unsigned pages = 0;
+    for (unsigned i = 0; i < kPieces; ++i) {
+      const __u64 mask = 0xffffULL << i % 4 * 16 & bits.checked[i / 4] & known.checked[i / 4];
+      const auto piece_was = static_cast<unsigned>(std::popcount(known.set[i / 4] & mask));
+      const auto piece_is = static_cast<unsigned>(std::popcount(bits.set[i / 4] & mask));
+      const auto n = static_cast<unsigned>(std::popcount(mask));
+      piece_bits_.add(piece_was, piece_is, n);
+      was += piece_was;
+      is += piece_is;
+      pages += n;
+    }
+    granule_bits_.add(was, is, pages);
+  }
+  if (const double ratio = interval > known.interval ? interval / known.interval : known.interval / interval;
+      ratio >= kQuarterMin && ratio <= kQuarterMax) {
+    unsigned was = 0;
+    unsigned is = 0;
+    for (unsigned w = 0; w < kPages / 64; ++w) {
+      const __u64 both = bits.checked[w] & known.checked[w];
+      was += static_cast<unsigned>(std::popcount(known.set[w] & both));
+      is += static_cast<unsigned>(std::popcount(bits.set[w] & both));
+    }
+    const double longer = interval > known.interval ? is : was;
+    longer_set_ += longer;
+    shorter_set_ += interval > known.interval ? was : is;
+    longer_log_ += longer * std::log(std::max(interval, known.interval));
+  }
+  known.interval = interval;
+  std::copy(std::begin(bits.checked), std::end(bits.checked), known.checked);
+  std::copy(std::begin(bits.set), std::end(bits.set), known.set);
+
+  PageSamples set[kPages];
+  __u32 total = 0;
+  for (unsigned w = 0; w < kPages / 64; ++w)
+    for (__u64 left = bits.checked[w] & bits.set[w]; left; left &= left - 1)
+      set[total++] = {w * 64 + static_cast<unsigned>(std::countr_zero(left)), 1};
+  if (total) predict(g, {set, total}, total);
+
+  float rate[kPages];
+  float expected = 1;  // touches of a page, before anything is known
+  auto touches = [&](unsigned p) { return passed_ ? std::min(rate[p] * interval, kTouchesMax) : expected; };
+  if (passed_) rates(g, rate);
+
+  float sum = 0;
+  for (__u32 i = 0; i < total;) {
+    const unsigned piece = set[i].page / kPiecePages;
+    float in_piece = 0;
+    for (; i < total && set[i].page / kPiecePages == piece; ++i) {
+      const float x = touches_if_any(touches(set[i].page));
+      for (auto& page : g.page)
+        page[set[i].page] = static_cast<__u8>(
+            std::min(255U, page[set[i].page] + static_cast<__u32>(x * static_cast<float>(unit_) + 0.5F)));
+      in_piece += x;
+    }
+    for (auto& pieces : g.piece)
+      pieces[piece] = static_cast<__u16>(
+          std::min(0xffffU, pieces[piece] + static_cast<__u32>(in_piece * static_cast<float>(kPieceUnit) + 0.5F)));
+    sum += in_piece;
+  }
+  for (int s = 0; s < kScales; ++s) {
+    g.count[s] += sum;
+    known.watched[s] += interval;
+    known.squares[s] += interval;
+  }
+  if (total) g.sampled_epoch = static_cast<__u32>(epoch_);
+  epoch_samples_ += static_cast<__u64>(sum);
+  return total;
+}
+
+void Estimate::Repeats::add(unsigned was, unsigned is, unsigned pages) {
+  if (!pages) return;
+  const double mean = (was + is) / 2.0;
+  const double difference = static_cast<double>(was) - is;
+  squares += difference * difference;
+  expected += 2 * mean * (1 - mean / pages);
+}
+
 void Estimate::end_fold(__u64 top_pages) {
   age_tables();
+  granule_bits_.age(kRepeatsKeep);
+  piece_bits_.age(kRepeatsKeep);
+  longer_set_ *= kQuarterKeep;
+  shorter_set_ *= kQuarterKeep;
+  longer_log_ *= kQuarterKeep;
   double density = static_cast<double>(epoch_samples_) / static_cast<double>(std::max<__u64>(1, top_pages));
   density_ = density_ < 0 ? density : density_ + 0.1 * (density - density_);
   if (density_ > settings_.dense) set_unit(4);
   if (density_ < settings_.dense / 2) set_unit(16);
   choose();
+}
+
+double Estimate::bit_interval_ns() const {
+  if (longer_set_ <= 0) return 0;
+  // Where a page is touched u times in the longer one, it has so many times more
+  // bits: from kQuarter where u is small down to 1 where all are set.
+  const auto more = [](double u) { return -std::expm1(-u) / -std::expm1(-u / kQuarter); };
+  const double wanted = (longer_set_ + kQuarterBits * kQuarterAim) / (shorter_set_ + kQuarterBits);
+  double low = 1.0 / 16;
+  double high = 16;
+  while (high > 1.01 * low) {
+    const double middle = std::sqrt(low * high);
+    (more(middle) > wanted ? low : high) = middle;
+  }
+  return kBitUnitNs * std::exp(longer_log_ / longer_set_) / low;
 }
 
 void Estimate::choose() {
@@ -368,11 +512,12 @@ void Estimate::choose() {
 
 // m_i = m (k + x_i) / (k + e_i), rescaled so that the mean over the pages is m.
 void Estimate::pieces(const Granule& g, int scale, float out[kPieces], Dispersion* dispersion) const {
-  const Age& age = at(scale, g.birth);
+  const Age age = seen(scale, g);
+  const float noise = by_bits_ ? age.noise / static_cast<float>(piece_bits_.phi()) : age.noise;
   const float m = g.rate[scale];
   const float k = static_cast<float>(k_[scale][kPiece]);
-  const float exposure = m * age.noise * age.weight;
-  const float f = age.noise / kPieceUnit;
+  const float exposure = m * noise * age.weight;
+  const float f = noise / kPieceUnit;
   float sum = 0;
   float pages = 0;
   float excess = 0;
@@ -404,7 +549,7 @@ void Estimate::rates(const Granule& g, float out[kPages]) const {
   }
   float piece[kPieces];
   pieces(g, scale_, piece);
-  const Age& age = at(scale_, g.birth);
+  const Age age = seen(scale_, g);
   const float k = static_cast<float>(k_[scale_][kPage]);
   const float f = age.noise / static_cast<float>(unit_);
   for (unsigned i = 0; i < kPieces; ++i) {
@@ -439,7 +584,7 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion& piece_le
   }
   float piece[kPieces];
   pieces(g, scale, piece, &piece_level);
-  const Age& age = at(scale, g.birth);
+  const Age age = seen(scale, g);
   const float k = static_cast<float>(k_[scale][kPage]);
   const float f = age.noise / static_cast<float>(unit_);
   const float exposure = age.noise * age.weight;
@@ -520,9 +665,10 @@ void Estimate::estimate(int scale, __u64 top_pages) {
   std::vector<Node> spaces;
   std::vector<std::vector<Node>> regions;
   auto leaf = [&](const Granule& g) {
-    const Age& age = at(scale, g.birth);
+    const Age age = seen(scale, g);
+    const float noise = trust(g) * age.noise;
     double pages = g.present_pages();
-    return Node{age.noise * g.count[scale], pages * age.noise * age.weight, pages, 0};
+    return Node{noise * g.count[scale], pages * noise * age.weight, pages, 0};
   };
   for (const auto& [id, space] : spaces_) {
     Node& s = spaces.emplace_back();

@@ -8,6 +8,10 @@
 // like its own count. How much a child is believed is learned per level from
 // how much siblings differ beyond chance. Rates are samples per page and epoch.
 //
+// Accessed bits come instead of samples where there are no better ones. A page is
+// checked once in a while, so that what counts as n * W epochs above is the time
+// for which its bits were watched, and rates are touches per kBitUnitNs.
+//
 // Pure: pages, samples and presence in, rates out. Memory is allocated per
 // 2 MiB that has pages, and freed with them.
 #pragma once
@@ -33,6 +37,9 @@ inline __u64 page_mask(unsigned first, unsigned last, unsigned word) {
   const __u64 bits = to - from == 64 ? ~0ULL : (1ULL << (to - from)) - 1;
   return bits << (from - word * 64);
 }
+
+// Unit of time in which accessed bits are watched: the shortest interval.
+inline constexpr double kBitUnitNs = 200'000;
 
 struct EstimateSettings {
   // Weight of the past in the choice of the time scale, per epoch.
@@ -61,6 +68,17 @@ class Estimate {
   static constexpr unsigned kPieces = kPages / kPiecePages;
   static constexpr unsigned kRegionGranules = 64;  // 128 MiB
 
+  // What is kept beside of 2 MiB whose accessed bits are read. All pages of it are
+  // checked together, so the time watched is kept once.
+  struct Bits {
+    float watched[kScales] = {};  // kBitUnitNs, decayed
+    float squares[kScales] = {};  // the same with squared weights
+    // Of the last check, to compare.
+    float interval = 0;
+    __u64 checked[kPages / 64] = {};
+    __u64 set[kPages / 64] = {};
+  };
+
   // What is kept of 2 MiB. counts are of samples, decayed.
   struct Granule {
     __u8 page[kScales][kPages] = {};     // in 1/unit() samples, saturating
@@ -73,6 +91,7 @@ class Estimate {
     __u32 birth = 0;           // epoch before the first that counts
     __u32 sampled_epoch = 0;
     bool huge = false;  // one folio
+    std::unique_ptr<Bits> bits;
 
     __u64 present(unsigned word) const { return in_tier[0][word] | in_tier[1][word]; }
     unsigned present_pages() const;
@@ -107,6 +126,9 @@ class Estimate {
     __u32 samples = 0;
   };
   void add(Granule& granule, std::span<const PageSamples> sampled);
+  // Counts what the accessed bits of a granule told; returns how many were set.
+  // Pages outside of checked do not count.
+  __u32 add(Granule& granule, const ht_bits& bits);
   void end_fold(__u64 top_pages);
 
   // The pass: rates of everything, for a top set of so many pages.
@@ -130,6 +152,12 @@ class Estimate {
   double mean_rate() const { return mean_rate_; }
   // Mean rate of the top set at the chosen scale.
   double top_rate() const { return top_rate_[scale_]; }
+  // The interval in which a page that is often touched is touched once: what bits
+  // of the same pages after a longer and a shorter one tell. 0: not known yet.
+  double bit_interval_ns() const;
+  // How much more the bits of 2 MiB, and of 64 KiB, vary from check to check than
+  // independent ones would.
+  double bit_dispersion(bool piece) const { return (piece ? piece_bits_ : granule_bits_).phi(); }
   __u32 unit() const { return unit_; }
   __u64 pages() const { return pages_; }  // present, as of the last pass
   std::size_t bytes() const;
@@ -154,8 +182,15 @@ class Estimate {
     double excess = 0;
     double expected = 0;
   };
-  // Of the top set: how many pages have a rate of a 16-bit log key.
-  struct Histogram;
+  // Sums of squared differences between two checks, and what they were if bits
+  // were independent.
+  struct Repeats {
+    double squares = 0;
+    double expected = 0;
+    double phi() const { return expected > 0 ? std::max(1.0, squares / expected) : 1; }
+    void add(unsigned was, unsigned is, unsigned pages);
+    void age(double keep) { squares *= keep, expected *= keep; }
+  };
 
   struct Look {
     unsigned first;
@@ -163,6 +198,11 @@ class Estimate {
   };
 
   const Age& at(int scale, __u32 birth) const;
+  // How much was seen of each of its pages.
+  Age seen(int scale, const Granule& g) const;
+  // Neighbours' bits are not independent: what they count above the pages.
+  float trust(const Granule& g) const;
+  void predict(const Granule& g, std::span<const PageSamples> sampled, __u32 total);
   void age_tables();
   void decay(int scale);
   void set_unit(__u32 unit);
@@ -189,6 +229,14 @@ class Estimate {
   std::array<double, kScales> top_rate_{};
   std::array<double, kScales> hits_{};
   std::array<double, kScales> epoch_hits_{};
+  bool by_bits_ = false;  // since the first accessed bits came
+  Repeats granule_bits_;
+  Repeats piece_bits_;
+  // Bits of the same pages after an interval and after a quarter of it, decayed;
+  // and the sum of the logarithms of the longer ones, by their bits.
+  double longer_set_ = 0;
+  double shorter_set_ = 0;
+  double longer_log_ = 0;
   double mean_rate_ = 0;
   std::array<std::vector<Age>, kScales> ages_;  // by epochs since birth
   __u32 random_ = 1;

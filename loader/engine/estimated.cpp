@@ -24,6 +24,12 @@ constexpr __u64 kRestEpochs = 4;
 // The top set is at least this part of what the fast tier may hold.
 constexpr __u64 kTopMin = 16;
 
+// Pages on trial are scattered: their bits are not as alike as a whole granule's.
+constexpr double kTrialPhiMax = 4;
+// A page is touched this seldom at least before it counts as one of the hottest,
+// or an idle machine would search for heat in noise.
+constexpr double kSlowestNs = 1e9;
+
 // Rates of a tier_range are in 1/64 samples per epoch and GiB.
 constexpr double kRateUnit = 64.0 * (1 << 18);
 
@@ -106,6 +112,8 @@ void EstimatedPartition::begin(__u64 epoch) {
   estimate_.begin(epoch);
   sampled_.clear();
   trial_ = {};
+  std::fill(std::begin(tried_bits_), std::end(tried_bits_), Bits{});
+  bits_set_ = 0;
   trial_.hot_pages = tried_pages_[HT_TIER_SLOW];
   trial_.cold_pages = tried_pages_[HT_TIER_FAST];
 }
@@ -150,10 +158,63 @@ void EstimatedPartition::fold(const ht_granule& granule, const Stray& stray) {
   estimate_.add(g, counted_);
 }
 
+void EstimatedPartition::fold(const ht_bits& bits) {
+  const __u64 start = bits.granule << HT_GRANULE_SHIFT;
+  ht_bits known = bits;
+  for (__u64& word : known.checked) word = 0;
+  bool any = false;
+  if (auto s = spaces_.find(bits.space); s != spaces_.end())
+    for (auto m = std::upper_bound(s->second.begin(), s->second.end(), start,
+                                   [](__u64 a, const Mapping& mapping) { return a < mapping.end; });
+         m != s->second.end() && m->start < start + HT_GRANULE_SIZE; ++m) {
+      const unsigned first = m->start > start ? (m->start - start) >> HT_PAGE_SHIFT : 0;
+      const unsigned last = static_cast<unsigned>(std::min(m->end - start, __u64{HT_GRANULE_SIZE}) >> HT_PAGE_SHIFT);
+      each_word(first, last, [&](unsigned w, __u64 mask) {
+        known.checked[w] |= bits.checked[w] & mask;
+        any |= known.checked[w] != 0;
+      });
+    }
+  if (!any || !bits.interval_ns) return;
+  Estimate::Granule& g = estimate_.make(bits.space, bits.granule);
+  bool missed = g.huge != (bits.huge != 0);
+  for (unsigned w = 0; w < HT_GRANULE_PAGES / 64; ++w) {
+    const __u64 fresh = known.checked[w] & ~g.present(w);
+    missed |= fresh != 0;
+    for (auto& tier : g.in_tier) tier[w] |= fresh;
+    known.set[w] &= known.checked[w];
+    for (int t = 0; t < HT_TIERS; ++t) {
+      tried_bits_[t].checked += static_cast<unsigned>(std::popcount(g.tried[t][w] & known.checked[w]));
+      tried_bits_[t].set += static_cast<unsigned>(std::popcount(g.tried[t][w] & known.set[w]));
+    }
+  }
+  if (missed) look_again(bits.space, bits.granule);
+  if (g.huge != (bits.huge != 0)) return;  // split or joined: the next check will do
+  bits_set_ += estimate_.add(g, known);
+}
+
+// What pages on trial brought, as if the same number of both sides had been
+// checked. Neighbours' bits are not independent: they say less than their number.
+void EstimatedPartition::try_bits() {
+  const Bits& hot = tried_bits_[HT_TIER_SLOW];
+  const Bits& cold = tried_bits_[HT_TIER_FAST];
+  if (!hot.checked || !cold.checked) return;
+  const double checked = static_cast<double>(std::min(hot.checked, cold.checked)) / std::min(kTrialPhiMax, estimate_.bit_dispersion(false));
+  auto hits = [&](const Bits& bits) {
+    return static_cast<__u64>(checked * static_cast<double>(bits.set) / static_cast<double>(bits.checked) + 0.5);
+  };
+  trial_.hot_hits += hits(hot);
+  trial_.cold_hits += hits(cold);
+}
+
+__u64 EstimatedPartition::bits_interval_ns() const {
+  return static_cast<__u64>(std::min(estimate_.bit_interval_ns(), kSlowestNs));
+}
+
 __u64 EstimatedPartition::close(__u64 fast_pages) {
   // What others hold of the tier is not to be had.
   top_pages_ = std::max<__u64>(1, std::clamp(in_fast_pages_, fast_pages / kTopMin, fast_pages));
-  return bits_.count(fast_pages, [this](const ht_granule& granule) { fold(granule, [](__u64, __u32) {}); });
+  try_bits();
+  return bits_set_;
 }
 
 void EstimatedPartition::look_again(__u64 space, __u64 granule) {
@@ -166,7 +227,6 @@ void EstimatedPartition::look_again(__u64 space, __u64 granule) {
 // new is walked first.
 void EstimatedPartition::map(__u64 space, std::span<const ht_mapping> wanted) {
   remapped_ = true;
-  bits_.keep(space, wanted);
   std::vector<Mapping> old;
   if (auto s = spaces_.find(space); s != spaces_.end()) old = std::move(s->second);
   std::vector<Mapping> now;

@@ -8,7 +8,6 @@
 #include <map>
 #include <vector>
 
-#include "bits.hpp"
 #include "engine.hpp"
 #include "estimate.hpp"
 #include "partition.hpp"
@@ -21,9 +20,9 @@ class EstimatedPartition final : public Partition {
 
   void begin(__u64 epoch) override;
   void fold(const ht_granule& granule, const Stray& stray) override;
-  void fold(const ht_bits& bits) override { bits_.fold(bits); }
+  void fold(const ht_bits& bits) override;
   __u64 close(__u64 fast_pages) override;
-  __u64 bits_interval_ns() const override { return bits_.interval_ns(); }
+  __u64 bits_interval_ns() const override;
   void map(__u64 space, std::span<const ht_mapping> mappings) override;
   void drop(__u64 space) override;
   std::size_t fill(std::span<tier_range> out) override;
@@ -78,6 +77,7 @@ class EstimatedPartition final : public Partition {
     __u32 stores;
   };
 
+  void try_bits();
   void look_again(__u64 space, __u64 granule);
   void clip();
   bool build(const Grain& grain, std::size_t max_runs);
@@ -86,7 +86,6 @@ class EstimatedPartition final : public Partition {
 
   const EngineSettings& settings_;
   Estimate estimate_;
-  BitRates bits_{true};
   __u64 epoch_ = 0;
   __u64 passed_epoch_ = 0;
   __u64 moved_epoch_ = 0;
@@ -107,6 +106,12 @@ class EstimatedPartition final : public Partition {
   // Granules with pages on trial, and what the epoch brought them.
   std::vector<std::pair<__u64, __u64>> tried_;
   __u64 tried_pages_[HT_TIERS] = {0, 0};
+  struct Bits {
+    __u64 checked = 0;
+    __u64 set = 0;
+  };
+  Bits tried_bits_[HT_TIERS];  // of pages on trial, in this epoch
+  __u64 bits_set_ = 0;
   Trial trial_;
 };
 
