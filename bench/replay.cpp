@@ -460,7 +460,7 @@ class Bits final : public SampleSource {
   }
   void clear() {
     cycle_ = plan_.next_cycle();
-    targets_ = plan_.take(cycle_);
+    targets_ = plan_.take(cycle_.granules);
     visits_before_ = visits_total;
     for (const AbitPlan::Target& target : targets_)
       each_page(target.granule, [&](__u64 page, unsigned) { accessed_[page] = 0; });

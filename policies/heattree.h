@@ -53,19 +53,21 @@ static inline __u32 heattree_sqrt(__u64 value)
 
 /*
  * Samples, in 1/256, that a swap has to gain in each of pay_epochs epochs, times
- * swaps. Of a source that counts no misses nobody knows what a sample is worth:
- * then it is enough to gain.
+ * swaps. Of a source that counts no misses (accessed bits) nobody knows what a
+ * sample is worth: there the hot sides must have a seventh more than the cold ones,
+ * or pages that are all alike would change places for ever.
  */
-static inline __s64 heattree_cost(__s64 swaps, const struct tier_scope *scope, const struct heattree_settings *s)
+static inline __s64 heattree_cost(const struct heattree_sum *sum, const struct tier_scope *scope,
+				  const struct heattree_settings *s)
 {
 	__u64 misses = s->swap_misses;
 	__u64 per = (__u64)scope->period * (s->pay_epochs ? s->pay_epochs : 1);
 
 	if (!per)
-		return 0;
+		return sum->seen >> 4;
 	if (!misses)
 		misses = scope->swap_ns && s->slow_extra_ns ? scope->swap_ns / s->slow_extra_ns : 50;
-	return (__s64)((__u64)swaps * misses / per);
+	return (__s64)((__u64)sum->swaps * misses / per);
 }
 
 static inline __u64 heattree_kept(__s64 value, __u32 keep)
@@ -103,8 +105,8 @@ static inline void heattree_judge(struct heattree_trial *t, const struct tier_sc
 	heattree_add(&t->recent, scope, s->recent_keep);
 	t->epochs++;
 	t->open = t->epochs <= s->open_epochs ||
-		  (all->gained - heattree_deviation(all) / 2 > heattree_cost(all->swaps, scope, s) - 256 &&
-		   recent->gained + heattree_deviation(recent) > heattree_cost(recent->swaps, scope, s) - 256);
+		  (all->gained - heattree_deviation(all) / 2 > heattree_cost(all, scope, s) - 256 &&
+		   recent->gained + heattree_deviation(recent) > heattree_cost(recent, scope, s) - 256);
 }
 
 static inline __u32 heattree_heat(const struct tier_range *r)

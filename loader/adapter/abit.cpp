@@ -77,7 +77,7 @@ void Abit::loop(std::stop_token stop) {
     const auto start = Clock::now();
     const std::uint64_t cpu_before = thread_cpu_ns();
     const AbitPlan::Cycle cycle = plan_.next_cycle();
-    const auto targets = plan_.take(cycle);
+    const auto targets = plan_.take(cycle.granules);
     // The map belongs to this thread: the engine need not wait for a step.
     lock.unlock();
     ht_bits_run& run = this->run();

@@ -23,15 +23,13 @@ constexpr float kSimilar = 1.5;
 constexpr double kRepeatsKeep = 0.95;  // by epoch
 // More touches than this within an interval are not told from fewer.
 constexpr float kTouchesMax = 4;
-// An interval and a quarter of it, about; what is remembered of them, by epoch.
-constexpr double kQuarter = 4;
-constexpr double kQuarterMin = 3;
-constexpr double kQuarterMax = 5.5;
-constexpr double kQuarterKeep = 0.9;
-// How many times more bits the longer one has where a page is touched once in it.
-const double kQuarterAim = (1 - std::exp(-1.0)) / (1 - std::exp(-1 / kQuarter));
-// Bits after the shorter one that are made up, to begin with.
-constexpr double kQuarterBits = 8;
+// Pages that an interval should find touched, as a share of the hottest: if these
+// were all alike and no others were touched, each of them once on average. Of all
+// pages at most half.
+constexpr double kTouchedShare = 0.63;
+constexpr double kTouchedMax = 0.5;
+constexpr double kTouchesKeep = 0.97;  // by epoch
+constexpr double kTouchedKeep = 0.9;  // of what is known of that, by epoch
 
 __u32 decay_step(int scale) { return std::max(1U, Estimate::kHalfLife[scale] / 4); }
 
@@ -407,29 +405,19 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
     }
     granule_bits_.add(was, is, pages);
   }
-  if (const double ratio = interval > known.interval ? interval / known.interval : known.interval / interval;
-      ratio >= kQuarterMin && ratio <= kQuarterMax) {
-    unsigned was = 0;
-    unsigned is = 0;
-    for (unsigned w = 0; w < kPages / 64; ++w) {
-      const __u64 both = bits.checked[w] & known.checked[w];
-      was += static_cast<unsigned>(std::popcount(known.set[w] & both));
-      is += static_cast<unsigned>(std::popcount(bits.set[w] & both));
-    }
-    const double longer = interval > known.interval ? is : was;
-    longer_set_ += longer;
-    shorter_set_ += interval > known.interval ? was : is;
-    longer_log_ += longer * std::log(std::max(interval, known.interval));
-  }
   known.interval = interval;
   std::copy(std::begin(bits.checked), std::end(bits.checked), known.checked);
   std::copy(std::begin(bits.set), std::end(bits.set), known.set);
 
   PageSamples set[kPages];
   __u32 total = 0;
+  unsigned checked = 0;
+  for (const __u64 word : bits.checked) checked += static_cast<unsigned>(std::popcount(word));
   for (unsigned w = 0; w < kPages / 64; ++w)
     for (__u64 left = bits.checked[w] & bits.set[w]; left; left &= left - 1)
       set[total++] = {w * 64 + static_cast<unsigned>(std::countr_zero(left)), 1};
+  bits_set_ += total;
+  bits_watched_ += checked * interval;
   if (total) predict(g, {set, total}, total);
 
   float rate[kPages];
@@ -438,11 +426,14 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
   if (passed_) rates(g, rate);
 
   float sum = 0;
+  float variance = 0;
   for (__u32 i = 0; i < total;) {
     const unsigned piece = set[i].page / kPiecePages;
     float in_piece = 0;
     for (; i < total && set[i].page / kPiecePages == piece; ++i) {
-      const float x = touches_if_any(touches(set[i].page));
+      const float u = touches(set[i].page);
+      const float x = touches_if_any(u);
+      variance += x * (x - u);
       for (auto& page : g.page)
         page[set[i].page] = static_cast<__u8>(
             std::min(255U, page[set[i].page] + static_cast<__u32>(x * static_cast<float>(unit_) + 0.5F)));
@@ -460,6 +451,8 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
   }
   if (total) g.sampled_epoch = static_cast<__u32>(epoch_);
   epoch_samples_ += static_cast<__u64>(sum);
+  touches_ += sum;
+  touches_variance_ += variance;
   return total;
 }
 
@@ -475,9 +468,11 @@ void Estimate::end_fold(__u64 top_pages) {
   age_tables();
   granule_bits_.age(kRepeatsKeep);
   piece_bits_.age(kRepeatsKeep);
-  longer_set_ *= kQuarterKeep;
-  shorter_set_ *= kQuarterKeep;
-  longer_log_ *= kQuarterKeep;
+  bits_set_ *= kTouchedKeep;
+  bits_watched_ *= kTouchedKeep;
+  if (touches_ > 0) variance_ = static_cast<float>(touches_variance_ / touches_);
+  touches_ *= kTouchesKeep;
+  touches_variance_ *= kTouchesKeep;
   double density = static_cast<double>(epoch_samples_) / static_cast<double>(std::max<__u64>(1, top_pages));
   density_ = density_ < 0 ? density : density_ + 0.1 * (density - density_);
   if (density_ > settings_.dense) set_unit(4);
@@ -485,19 +480,10 @@ void Estimate::end_fold(__u64 top_pages) {
   choose();
 }
 
-double Estimate::bit_interval_ns() const {
-  if (longer_set_ <= 0) return 0;
-  // Where a page is touched u times in the longer one, it has so many times more
-  // bits: from kQuarter where u is small down to 1 where all are set.
-  const auto more = [](double u) { return -std::expm1(-u) / -std::expm1(-u / kQuarter); };
-  const double wanted = (longer_set_ + kQuarterBits * kQuarterAim) / (shorter_set_ + kQuarterBits);
-  double low = 1.0 / 16;
-  double high = 16;
-  while (high > 1.01 * low) {
-    const double middle = std::sqrt(low * high);
-    (more(middle) > wanted ? low : high) = middle;
-  }
-  return kBitUnitNs * std::exp(longer_log_ / longer_set_) / low;
+double Estimate::bit_interval_ns(__u64 top_pages) const {
+  if (bits_set_ <= 0 || !pages_) return 0;
+  const double share = std::min(kTouchedShare * static_cast<double>(top_pages) / static_cast<double>(pages_), kTouchedMax);
+  return kBitUnitNs * share * bits_watched_ / bits_set_;
 }
 
 void Estimate::choose() {
@@ -530,7 +516,7 @@ void Estimate::pieces(const Granule& g, int scale, float out[kPieces], Dispersio
     sum += n * out[i];
     pages += n;
     if (n > 0) {
-      excess += (x - e) * (x - e) - x;
+      excess += (x - e) * (x - e) - variance_ * x;
       expected += e * e;
     }
   }
@@ -603,7 +589,7 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion& piece_le
     const float n = static_cast<float>(std::popcount(mask));
     const float e = piece[i] * exposure;
     const float x = f * static_cast<float>(sum);
-    excess += f * f * static_cast<float>(squares) - 2 * e * x + n * e * e - x;
+    excess += f * f * static_cast<float>(squares) - 2 * e * x + n * e * e - variance_ * x;
     expected += n * e * e;
     if (!sum) {
       histogram[key_of(piece[i])] += look.every * static_cast<__u32>(n);
@@ -654,7 +640,7 @@ void Estimate::estimate(int scale, __u64 top_pages) {
       c.rate = (k + c.x) / (k + e);
       sum += c.pages * c.rate;
       if (nodes.size() > 1) {
-        d[level].excess += (c.x - e) * (c.x - e) - c.x;
+        d[level].excess += (c.x - e) * (c.x - e) - variance_ * c.x;
         d[level].expected += e * e;
       }
     }

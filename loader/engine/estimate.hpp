@@ -152,9 +152,9 @@ class Estimate {
   double mean_rate() const { return mean_rate_; }
   // Mean rate of the top set at the chosen scale.
   double top_rate() const { return top_rate_[scale_]; }
-  // The interval in which a page that is often touched is touched once: what bits
-  // of the same pages after a longer and a shorter one tell. 0: not known yet.
-  double bit_interval_ns() const;
+  // The interval after which so many pages have their bits set as tells the
+  // top_pages hottest best from the others. 0: not known yet.
+  double bit_interval_ns(__u64 top_pages) const;
   // How much more the bits of 2 MiB, and of 64 KiB, vary from check to check than
   // independent ones would.
   double bit_dispersion(bool piece) const { return (piece ? piece_bits_ : granule_bits_).phi(); }
@@ -232,11 +232,14 @@ class Estimate {
   bool by_bits_ = false;  // since the first accessed bits came
   Repeats granule_bits_;
   Repeats piece_bits_;
-  // Bits of the same pages after an interval and after a quarter of it, decayed;
-  // and the sum of the logarithms of the longer ones, by their bits.
-  double longer_set_ = 0;
-  double shorter_set_ = 0;
-  double longer_log_ = 0;
+  // Bits set, and the time their pages were watched, decayed.
+  double bits_set_ = 0;
+  double bits_watched_ = 0;
+  // Counts' variance as a share of their mean: 1 for samples, less for bits. And
+  // what it comes from: touches and their variance, decayed.
+  float variance_ = 1;
+  double touches_ = 0;
+  double touches_variance_ = 0;
   double mean_rate_ = 0;
   std::array<std::vector<Age>, kScales> ages_;  // by epochs since birth
   __u32 random_ = 1;

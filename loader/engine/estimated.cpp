@@ -207,7 +207,7 @@ void EstimatedPartition::try_bits() {
 }
 
 __u64 EstimatedPartition::bits_interval_ns() const {
-  return static_cast<__u64>(std::min(estimate_.bit_interval_ns(), kSlowestNs));
+  return static_cast<__u64>(std::min(estimate_.bit_interval_ns(top_pages_), kSlowestNs));
 }
 
 __u64 EstimatedPartition::close(__u64 fast_pages) {

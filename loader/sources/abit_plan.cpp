@@ -11,9 +11,8 @@ namespace {
 // Time between cycles where intervals are short: few wake-ups, but several
 // cycles an epoch.
 constexpr double kCycleNs = 200e6;
-// Every so many cycles one reads the granules of the last once more, after a
-// quarter of the interval: how many fewer of their bits are set tells whether the
-// interval is too long or too short for them.
+// Every so many cycles one has a quarter of the interval: with one interval
+// only, an estimate that is too low would keep it too long for ever.
 constexpr std::uint64_t kShortEvery = 5;
 constexpr std::uint64_t kShortDivisor = 4;
 // An interval grows at most so much an epoch.
@@ -47,11 +46,10 @@ void AbitPlan::aim(std::uint64_t interval_ns) {
 
 AbitPlan::Cycle AbitPlan::next_cycle() {
   Cycle cycle;
-  cycle.again = ++cycles_total_ % kShortEvery == 0;
-  cycle.interval_ns = cycle.again ? std::max(interval_ns_ / kShortDivisor, kBitsShortestNs) : interval_ns_;
+  cycle.interval_ns = ++cycles_total_ % kShortEvery ? interval_ns_ : std::max(interval_ns_ / kShortDivisor, kBitsShortestNs);
   const double interval = static_cast<double>(cycle.interval_ns);
   const double period = std::max(kCycleNs, 1.25 * interval);
-  double granules = cycle.again ? static_cast<double>(last_.size()) : rate() * period / granule_ns_;
+  double granules = rate() * period / granule_ns_;
   // Clearing takes half of a granule's time: it must be well over before the
   // first is tested.
   granules = std::min({granules, interval / granule_ns_, static_cast<double>(HT_CHECKS_MAX)});
@@ -87,18 +85,16 @@ void AbitPlan::start_pass() {
   std::shuffle(pass_.begin(), pass_.end(), random_);
 }
 
-std::vector<AbitPlan::Target> AbitPlan::take(const Cycle& cycle) {
-  if (!cycle.again && pass_.empty()) start_pass();
-  std::vector<Target>& from = cycle.again ? last_ : pass_;
+std::vector<AbitPlan::Target> AbitPlan::take(std::size_t granules) {
   std::vector<Target> taken;
-  while (taken.size() < cycle.granules && !from.empty()) {
-    if (manages(from.back())) taken.push_back(from.back());
-    from.pop_back();
+  if (pass_.empty()) start_pass();
+  while (taken.size() < granules && !pass_.empty()) {
+    if (manages(pass_.back())) taken.push_back(pass_.back());
+    pass_.pop_back();
   }
   std::sort(taken.begin(), taken.end(), [](const Target& a, const Target& b) {
     return std::tie(a.space, a.granule) < std::tie(b.space, b.granule);
   });
-  last_ = taken;
   return taken;
 }
 

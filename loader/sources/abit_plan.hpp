@@ -30,7 +30,6 @@ class AbitPlan {
   // Clear, wait, test, and the next one after period_ns from the start.
   struct Cycle {
     std::size_t granules = 0;
-    bool again = false;  // those of the last cycle
     std::uint64_t interval_ns = 0;
     std::uint64_t period_ns = 0;
   };
@@ -47,10 +46,9 @@ class AbitPlan {
   std::uint64_t interval_ns() const { return interval_ns_; }
 
   Cycle next_cycle();
-  // A cycle's granules, sorted by space and address: the next of the pass, which
-  // takes all that is managed once, in an order of its own; fewer than asked for at
-  // its end.
-  std::vector<Target> take(const Cycle& cycle);
+  // The next granules of the pass, sorted by space and address. A pass takes all
+  // that is managed once, in an order of its own; fewer than asked for at its end.
+  std::vector<Target> take(std::size_t granules);
 
   // What came of a granule: nothing mapped there is looked at more seldom.
   void mapped(__u64 space, __u64 granule, bool any);
@@ -74,7 +72,6 @@ class AbitPlan {
   std::mt19937_64 random_;
   std::map<__u64, Space> spaces_;
   std::vector<Target> pass_;  // taken from the end
-  std::vector<Target> last_;  // of the last cycle
   std::uint64_t passes_total_ = 0;
   std::uint64_t cycles_total_ = 0;
   std::uint64_t interval_ns_ = kBitsFirstNs;
