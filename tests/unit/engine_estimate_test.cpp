@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <random>
 
@@ -344,6 +345,124 @@ TEST(Estimate, ALateSpaceIsJudgedByRate) {
   const float late = d.estimate.find(kLate, kFirst)->rate[s];
   const float early = d.estimate.find(kSpace, kFirst)->rate[s];
   EXPECT_NEAR(late / early, 4, 1);
+}
+
+// ------------------------------------------------------------- accessed bits
+
+// Pages touched at rates, in touches a second; a granule is checked now and then.
+struct Watched : Drawn {
+  using Drawn::Drawn;
+  ht_bits check(unsigned g, double seconds, const std::function<bool(unsigned)>& set) {
+    ht_bits bits{};
+    bits.space = kSpace;
+    bits.granule = kFirst + g;
+    bits.interval_ns = static_cast<__u64>(seconds * 1e9);
+    for (unsigned p = 0; p < kPages; ++p) {
+      bits.checked[p / 64] |= 1ULL << p % 64;
+      if (set(p)) bits.set[p / 64] |= 1ULL << p % 64;
+    }
+    estimate.add(*estimate.find(kSpace, kFirst + g), bits);
+    return bits;
+  }
+  void check(unsigned g, double seconds) {
+    std::uniform_real_distribution<> unit(0, 1);
+    check(g, seconds, [&](unsigned p) { return unit(rng) >= std::exp(-rate[g * kPages + p] * seconds); });
+  }
+  // Each granule is checked in one epoch out of `turn`.
+  void epochs(int n, __u64 top, unsigned turn, const std::function<double(unsigned g)>& seconds) {
+    for (int i = 0; i < n; ++i) {
+      estimate.begin(++epoch);
+      for (unsigned g = 0; g < rate.size() / kPages; ++g)
+        if ((g + static_cast<unsigned>(i)) % turn == 0) check(g, seconds(g));
+      estimate.end_fold(top);
+      estimate.pass(top);
+    }
+  }
+};
+constexpr double kTouch = kBitUnitNs * 1e-9;  // a rate of 1 a second in the estimate's unit
+
+TEST(EstimateBits, RatesAreTouchesWhateverTheInterval) {
+  Watched m(16);
+  for (unsigned g = 0; g < 16; ++g) std::fill_n(m.rate.begin() + g * kPages, kPages, 2 * std::exp2(g / 4.0));
+  // touches in an interval: from 0.02 to 0.9 a page; beyond that they are only known
+  // to be many
+  m.epochs(120, 4 * kPages, 3, [](unsigned g) { return g % 2 ? 0.01 : 0.04; });
+  const std::vector<float> rates = m.rates();
+  for (unsigned g = 0; g < 16; ++g) {
+    const double mean = std::accumulate(rates.begin() + g * kPages, rates.begin() + (g + 1) * kPages, 0.0) / kPages;
+    EXPECT_NEAR(mean / kTouch, m.rate[g * kPages], 0.15 * m.rate[g * kPages]) << g;
+  }
+}
+
+TEST(EstimateBits, ScatteredHotPagesAreFoundFromAFewChecks) {
+  Watched m(64);
+  for (double& r : m.rate) r = m.rng() % 6 ? 0.5 : 22;
+  const auto hot = static_cast<__u64>(std::count(m.rate.begin(), m.rate.end(), 22));
+  m.epochs(60, hot, 10, [](unsigned) { return 0.045; });  // six checks of each
+  EXPECT_GT(m.precision(hot), 0.9);
+}
+
+TEST(EstimateBits, WhatWasNotCheckedLooksLikeTheRest) {
+  Watched m(8);
+  std::fill(m.rate.begin(), m.rate.end(), 20);
+  for (int epoch = 2; epoch < 30; ++epoch) {
+    m.estimate.begin(epoch);
+    for (unsigned g = 0; g < 7; ++g) m.check(g, 0.02);
+    m.estimate.end_fold(kPages);
+    m.estimate.pass(kPages);
+  }
+  const std::vector<float> rates = m.rates();
+  EXPECT_NEAR(rates[7 * kPages] / kTouch, 20, 4);
+}
+
+TEST(EstimateBits, NeighboursThatAreTouchedTogetherCountLess) {
+  Watched alone(32), together(32);
+  std::fill(alone.rate.begin(), alone.rate.end(), 20);
+  for (int epoch = 2; epoch < 30; ++epoch) {
+    for (Watched* m : {&alone, &together}) m->estimate.begin(epoch);
+    for (unsigned g = 0; g < 32; ++g) {
+      alone.check(g, 0.02);
+      const bool on = together.rng() % 3 == 0;
+      together.check(g, 0.02, [&](unsigned) { return on; });
+    }
+    for (Watched* m : {&alone, &together}) m->estimate.end_fold(4 * kPages), m->estimate.pass(4 * kPages);
+  }
+  EXPECT_LT(alone.estimate.bit_dispersion(false), 1.3);
+  EXPECT_GT(together.estimate.bit_dispersion(false), 200);
+  EXPECT_GT(together.estimate.bit_dispersion(true), 8);
+  // All have the same mean: bursts are not taken for heat.
+  std::vector<float> rates = together.rates();
+  const auto [low, high] = std::minmax_element(rates.begin(), rates.end());
+  EXPECT_LT(*high, 2 * *low);
+}
+
+TEST(EstimateBits, TheIntervalFindsAsManyPagesAsTheTopHolds) {
+  Watched m(64);
+  for (double& r : m.rate) r = m.rng() % 5 ? 0.2 : 40;
+  const __u64 top = m.rate.size() / 5;
+  double seconds = 0.004;
+  for (int i = 0; i < 60; ++i) {
+    m.epochs(1, top, 1, [&](unsigned) { return seconds; });
+    seconds = std::clamp(m.estimate.bit_interval_ns(top) * 1e-9, seconds / 1.5, 1.5 * seconds);
+  }
+  EXPECT_NEAR(seconds, 1.0 / 40, 0.2 / 40);
+}
+
+TEST(EstimateBits, AHugePagesBitIsOne) {
+  Watched m(16);
+  for (unsigned g = 0; g < 16; ++g) m.estimate.find(kSpace, kFirst + g)->huge = true;
+  for (int epoch = 2; epoch < 6; ++epoch) {
+    m.estimate.begin(epoch);
+    for (unsigned g = 0; g < 16; ++g) {
+      const bool on = g == 0 || m.rng() % 2;
+      m.check(g, 0.02, [&](unsigned) { return on; });
+    }
+    m.estimate.end_fold(kPages);
+    m.estimate.pass(kPages);
+  }
+  // Four of four is not much more than two of four.
+  const std::vector<float> rates = m.rates();
+  EXPECT_LT(rates[0], 2.5 * std::accumulate(rates.begin(), rates.end(), 0.0) / static_cast<double>(rates.size()));
 }
 
 }  // namespace
