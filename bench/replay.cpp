@@ -532,8 +532,8 @@ struct Tierer {
   Scope& scope;
   EpochInput input;
 
-  Tierer(Memory& memory, Samples& samples, const std::string& policy, const heattree_settings& heattree)
-      : engine(memory, samples), scope(engine.add_scope(1, "/", std::make_unique<Caller>(rules))) {
+  Tierer(Memory& memory, SampleSource& source, const std::string& policy, const heattree_settings& heattree)
+      : engine(memory, source), scope(engine.add_scope(1, "/", std::make_unique<Caller>(rules))) {
     rules.tree = policy == "heattree";
     rules.heattree = heattree;
     ht_space_event event{};
