@@ -46,16 +46,24 @@ struct reader {
 	u64 visits;
 };
 
-/*
- * An entry's bit, read or taken; took: clearing found it set. The word is an
- * entry of any level: the bit is the same. Most bits are not set and are not
- * written: no atomic operation for them.
- */
-static inline bool read_bit(bool test, unsigned long *entry, unsigned long value, bool took)
+static void mark(struct pages *pages, u32 page)
 {
-	if (value & _PAGE_ACCESSED)
-		return test || test_and_clear_bit(_PAGE_BIT_ACCESSED, entry);
-	if (took)
+	pages->bits[page / 64] |= BIT_ULL(page % 64);
+}
+
+static bool marked(const struct pages *pages, u32 page)
+{
+	return pages->bits[page / 64] & BIT_ULL(page % 64);
+}
+
+/* An entry's bit, read or taken. The word is an entry of any level: the bit is the same. */
+static bool read_bit(struct reader *reader, unsigned long *entry, u32 page)
+{
+	if (!reader->test)
+		return test_and_clear_bit(_PAGE_BIT_ACCESSED, entry);
+	if (test_bit(_PAGE_BIT_ACCESSED, entry))
+		return true;
+	if (marked(&reader->took, page))
 		set_bit(_PAGE_BIT_ACCESSED, entry);
 	return false;
 }
@@ -67,23 +75,16 @@ static void read_ptes(struct reader *reader, pmd_t *pmdp, unsigned long address,
 
 	if (!ptep)
 		return;
-	while (address < end) {
+	for (; address < end; ptep++, address += PAGE_SIZE) {
+		pte_t pte = ptep_get(ptep);
 		u32 page = (address & (HT_GRANULE_SIZE - 1)) >> PAGE_SHIFT;
-		u64 took = reader->took.bits[page / 64];
-		u64 bit, present = 0, set = 0;
 
-		for (bit = BIT_ULL(page % 64); bit && address < end; bit <<= 1, ptep++, address += PAGE_SIZE) {
-			pte_t pte = ptep_get(ptep);
-
-			if (!pte_present(pte) || pte_special(pte) || pte_devmap(pte))
-				continue;
-			present |= bit;
-			if (read_bit(reader->test, (unsigned long *)&ptep->pte, pte_val(pte), took & bit))
-				set |= bit;
-		}
-		reader->visits += hweight64(present);
-		reader->present.bits[page / 64] |= present;
-		reader->set.bits[page / 64] |= set;
+		if (!pte_present(pte) || pte_special(pte) || pte_devmap(pte))
+			continue;
+		reader->visits++;
+		mark(&reader->present, page);
+		if (read_bit(reader, (unsigned long *)&ptep->pte, page))
+			mark(&reader->set, page);
 	}
 	spin_unlock(ptl);
 	rcu_read_unlock();	/* of ht_map_lock() */
@@ -97,15 +98,14 @@ static void read_huge(struct reader *reader, struct mm_struct *mm, pmd_t *pmdp,
 	u32 page = (address & (HT_GRANULE_SIZE - 1)) >> PAGE_SHIFT;
 
 	if (pmd_present(*pmdp) && pmd_trans_huge(*pmdp) && !pmd_devmap(*pmdp)) {
-		bool young = read_bit(reader->test, (unsigned long *)&pmdp->pmd, pmd_val(*pmdp),
-				      reader->took.bits[page / 64] & BIT_ULL(page % 64));
+		bool young = read_bit(reader, (unsigned long *)&pmdp->pmd, page);
 
 		reader->visits++;
 		reader->huge = true;
 		for (; address < end; address += PAGE_SIZE, page++) {
-			reader->present.bits[page / 64] |= BIT_ULL(page % 64);
+			mark(&reader->present, page);
 			if (young)
-				reader->set.bits[page / 64] |= BIT_ULL(page % 64);
+				mark(&reader->set, page);
 		}
 	}
 	spin_unlock(ptl);

@@ -301,6 +301,7 @@ void Estimate::decay(int scale) {
         if (g.bits) {
           g.bits->watched[scale] *= kDecay;
           g.bits->squares[scale] *= kDecay * kDecay;
+          g.bits->own[scale] *= kDecay * kDecay;
         }
         if (g.count[scale] == 0) return;
         thin_granule(g, scale, kDecay256, random.data() + next_random(random_) % (kNoise - 2 * kPages));
@@ -448,6 +449,7 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
     g.count[s] += sum;
     known.watched[s] += interval;
     known.squares[s] += interval;
+    known.own[s] += interval * interval;
   }
   if (total) g.sampled_epoch = static_cast<__u32>(epoch_);
   epoch_samples_ += static_cast<__u64>(sum);
@@ -604,6 +606,10 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion& piece_le
     }
   }
   page_level.excess += excess * static_cast<float>(look.every);
+  if (g.bits) {
+    expected *= g.bits->paired(scale);
+    page_level.counted += g.count[scale] * age.noise;
+  }
   page_level.expected += expected * static_cast<float>(look.every);
 }
 
@@ -611,6 +617,12 @@ void Estimate::learn(int scale, const Dispersion (&d)[kLevels]) {
   for (int level = 0; level < kLevels; ++level) {
     if (d[level].expected <= 0) continue;
     double k = d[level].excess > 0 ? d[level].expected / d[level].excess : settings_.k_max;
+    if (d[level].counted > 0) {
+      // As long as bits say little of how pages differ, 1/k is taken for 1, give or
+      // take 1.
+      const double weight = d[level].expected * d[level].expected / (d[level].counted + 2 * d[level].expected);
+      k = (weight + 1) / std::max(weight * d[level].excess / d[level].expected + 1, 1 / settings_.k_max);
+    }
     k = std::clamp(k, settings_.k_min, settings_.k_max);
     double& now = k_[scale][level];
     now = learned_[scale] ? std::exp(std::log(now) + settings_.dispersion_new * (std::log(k) - std::log(now))) : k;

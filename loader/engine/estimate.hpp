@@ -73,6 +73,10 @@ class Estimate {
   struct Bits {
     float watched[kScales] = {};  // kBitUnitNs, decayed
     float squares[kScales] = {};  // the same with squared weights
+    float own[kScales] = {};      // squares of each check's share of watched
+    // Of all that pairs of checks could say about how a page differs, what pairs of
+    // different ones are: one bit alone says nothing.
+    float paired(int scale) const { return watched[scale] > 0 ? 1 - own[scale] / (watched[scale] * watched[scale]) : 0; }
     // Of the last check, to compare.
     float interval = 0;
     __u64 checked[kPages / 64] = {};
@@ -181,6 +185,7 @@ class Estimate {
   struct Dispersion {
     double excess = 0;
     double expected = 0;
+    double counted = 0;  // bits only: x
   };
   // Sums of squared differences between two checks, and what they were if bits
   // were independent.
