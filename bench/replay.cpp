@@ -844,8 +844,8 @@ int main(int argc, char** argv) {
     return ok ? 0 : 1;
   }
 
-  if (!options.record.empty() && names.size() * policies.size() != 1)
-    die({"--record takes one workload and one policy", "for example: replay hot64k --policy heattree --record FILE", 0});
+  if (!options.record.empty() && (names.size() * policies.size() != 1 || source == "abit"))
+    die({"--record takes one workload and one policy, and samples", "for example: replay hot64k --policy heattree --record FILE", 0});
   if (source == "abit") options.visits = visits / 100;
   if (source == "abit")
     std::printf("accessed bits, entries read an epoch: %g %% of the pages", visits);
