@@ -15,6 +15,7 @@ constexpr __u32 kDecay256 = 215;
 constexpr float kDecay = kDecay256 / 256.0F;
 constexpr __u32 kPieceUnit = 4;  // piece counts are in 1/4 samples
 constexpr unsigned kKeys = 1 << 16;
+constexpr unsigned kTieKeys = 48;  // a fifth of an octave
 constexpr __u32 kAgeMax = 4096;  // older than that is as good as for ever
 // Granules per epoch whose samples are used to judge the time scales.
 constexpr __u32 kPredicted = 1024;
@@ -94,6 +95,15 @@ void each_granule(Granules& granules, Fetch&& fetch_next, F&& f) {
 // Touches in an interval in which u are expected, given that there was one: u /
 // (1 - exp(-u)), by its series.
 float touches_if_any(float u) { return 1 + u * (0.5F + u * (1.0F / 12 - u * u * (1.0F / 720))); }
+// Of the 16 bytes of a piece: eight at a time, the odd ones beside the even ones.
+__u32 sum_of_piece(const __u8* page) {
+  constexpr __u64 kEven = 0x00ff00ff00ff00ffULL;
+  __u64 half[2];
+  static_assert(Estimate::kPiecePages == sizeof(half));
+  std::memcpy(half, page, sizeof(half));
+  const __u64 sums = (half[0] & kEven) + (half[0] >> 8 & kEven) + (half[1] & kEven) + (half[1] >> 8 & kEven);
+  return static_cast<__u32>(sums * 0x0001000100010001ULL >> 48);
+}
 
 // A positive float's upper bits: its logarithm in steps of 0.4 %.
 unsigned key_of(float rate) { return std::bit_cast<__u32>(rate) >> 15; }
@@ -336,7 +346,7 @@ void Estimate::predict(const Granule& g, std::span<const PageSamples> sampled, _
     const unsigned cut = key_of(cut_[s]);
     auto hit = [&](float rate, __u32 n) {
       unsigned key = key_of(rate);
-      epoch_hits_[s] += key > cut ? n : key == cut ? n * tie_share_[s] : 0.0F;
+      epoch_hits_[s] += key > cut + kTieKeys ? n : key + kTieKeys >= cut ? n * tie_share_[s] : 0.0F;
     };
     if (g.huge) {
       hit(g.rate[s], total);
@@ -351,10 +361,9 @@ void Estimate::predict(const Granule& g, std::span<const PageSamples> sampled, _
       const __u32 mask = g.piece_mask(i);
       const float f = age.noise / static_cast<float>(unit_);
       const float k = static_cast<float>(k_[s][kPage]);
-      float sum = 0;
-      unsigned n = 0;
-      for (unsigned p = 0; p < kPiecePages; ++p)
-        if (mask >> p & 1) sum += k + f * static_cast<float>(page[p]), ++n;
+      const auto n = static_cast<unsigned>(std::popcount(mask));
+      // A page that is not there has no count.
+      const float sum = k * static_cast<float>(n) + f * static_cast<float>(sum_of_piece(page));
       for (; at_page != sampled.end() && at_page->page / kPiecePages == i; ++at_page)
         if (sum > 0)
           hit(rate[i] * static_cast<float>(n) * (k + f * static_cast<float>(page[at_page->page % kPiecePages])) / sum,
@@ -545,8 +554,7 @@ void Estimate::rates(const Granule& g, float out[kPages]) const {
     float* to = out + i * kPiecePages;
     const __u32 mask = g.piece_mask(i);
     if (mask == 0xffff) {  // as nearly all are: no branch for a page
-      __u32 counted = 0;
-      for (unsigned p = 0; p < kPiecePages; ++p) counted += page[p];
+      const __u32 counted = sum_of_piece(page);
       const float scale = piece[i] * kPiecePages / (k * kPiecePages + f * static_cast<float>(counted));
       for (unsigned p = 0; p < kPiecePages; ++p) to[p] = counted ? scale * (k + f * static_cast<float>(page[p])) : piece[i];
       continue;
@@ -582,12 +590,10 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion& piece_le
     const __u32 mask = g.piece_mask(i);
     if (!mask) continue;
     const __u8* page = g.page[scale] + i * kPiecePages;
-    __u32 sum = 0;
+    const __u32 sum = sum_of_piece(page);
     __u32 squares = 0;
-    for (unsigned p = 0; p < kPiecePages; ++p) {
-      sum += page[p];
-      squares += __u32{page[p]} * page[p];
-    }
+    if (sum)
+      for (unsigned p = 0; p < kPiecePages; ++p) squares += __u32{page[p]} * page[p];
     const float n = static_cast<float>(std::popcount(mask));
     const float e = piece[i] * exposure;
     const float x = f * static_cast<float>(sum);
@@ -717,7 +723,6 @@ void Estimate::estimate(int scale, __u64 top_pages) {
     if (!histogram[key]) continue;
     if (above + histogram[key] >= top_pages) {
       cut_[scale] = rate_of(key);
-      tie_share_[scale] = static_cast<float>(top_pages - above) / static_cast<float>(histogram[key]);
       sum += static_cast<double>(top_pages - above) * rate_of(key);
       above = top_pages;
       break;
@@ -725,6 +730,14 @@ void Estimate::estimate(int scale, __u64 top_pages) {
     above += histogram[key];
     sum += histogram[key] * static_cast<double>(rate_of(key));
   }
+  // Rates about the cut differ by chance, and by what has decayed since: all of
+  // them are as likely to be in the top set.
+  __u64 higher = 0;
+  __u64 about = 0;
+  for (unsigned other = key_of(cut_[scale]) > kTieKeys ? key_of(cut_[scale]) - kTieKeys : 0; other < kKeys; ++other)
+    (other <= key_of(cut_[scale]) + kTieKeys ? about : higher) += histogram[other];
+  tie_share_[scale] = about ? static_cast<float>(top_pages > higher ? top_pages - higher : 0) / static_cast<float>(about) : 1;
+  tie_share_[scale] = std::min(tie_share_[scale], 1.0F);
   top_rate_[scale] = above ? sum / static_cast<double>(above) : 0;
 }
 

@@ -15,7 +15,7 @@ constexpr __u32 kOrderHuge = 9;
 // A rotation over all pages takes so many epochs, so that a page the kernel
 // moved by itself is not taken for where it was for longer.
 constexpr __u64 kWalkTurnEpochs = 64;
-constexpr __u64 kWalkMinPages = 4096;
+constexpr __u64 kWalkMinPages = 1024;
 // How often finer ranges are tried.
 constexpr __u64 kFinerEpochs = 16;
 // After so long without a move, passes are made each kRestEpochs.
@@ -601,6 +601,34 @@ void EstimatedPartition::clip() {
   });
 }
 
+// What a run counted, and where its pages are.
+EstimatedPartition::Contents EstimatedPartition::contents(const Run& run) {
+  Contents c;
+  const double unit = static_cast<double>(estimate_.unit());
+  const __u64 end_granule = (run.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
+  for (__u64 granule = run.start >> HT_GRANULE_SHIFT; granule < end_granule; ++granule) {
+    if (granule != at_.granule || run.space != at_.space) at_ = {run.space, granule, estimate_.find_in_turn(run.space, granule)};
+    const Estimate::Granule* g = at_.found;
+    if (!g) {
+      granule = std::min(end_granule, estimate_.next(run.space, granule)) - 1;
+      continue;
+    }
+    const __u64 base = granule << HT_GRANULE_SHIFT;
+    const unsigned from = base < run.start ? (run.start - base) >> HT_PAGE_SHIFT : 0;
+    const unsigned to = static_cast<unsigned>(std::min<__u64>(run.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+    c.sampled_epoch = std::max(c.sampled_epoch, g->sampled_epoch);
+    for (unsigned w = from / 64; w * 64 < to; ++w) {
+      const __u64 mask = page_mask(from, to, w);
+      const __u64 differ = (g->in_tier[HT_TIER_FAST][w] ^ g->in_tier[HT_TIER_SLOW][w]) & mask;
+      for (int t = 0; t < HT_TIERS; ++t)
+        if (const __u64 here = g->in_tier[t][w] & differ) c.tiers[t] += std::popcount(here);
+    }
+    if (g->huge) c.huge_pages += to - from;
+    for (int s = 0; s < Estimate::kScales; ++s) c.count[s] += g->counted(s, from, to, unit);
+  }
+  return c;
+}
+
 std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
   estimate_.end_fold(top_pages_);
   __u64 every = std::clamp<__u64>(estimate_.pages() / settings_.pass_pages, 1, settings_.max_pass_epochs);
@@ -617,10 +645,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
 
   residencies_.assign(runs_.size(), {});
   in_fast_pages_ = 0;
-  const double unit = static_cast<double>(estimate_.unit());
-  const Estimate::Granule* at = nullptr;  // many runs lie in one granule
-  __u64 at_granule = HT_UNKNOWN64;
-  __u64 at_space = 0;
+  at_ = {};
   for (std::size_t i = 0; i < runs_.size(); ++i) {
     const Run& run = runs_[i];
     tier_range& o = out[i];
@@ -634,52 +659,34 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
     const bool first = i == 0 || runs_[i - 1].mapping != run.mapping || runs_[i - 1].space != run.space;
     const bool last = i + 1 == runs_.size() || runs_[i + 1].mapping != run.mapping || runs_[i + 1].space != run.space;
     if (first && last) o.flags |= TIER_RANGE_ROOT;
-    __u64 tiers[HT_TIERS] = {0, 0};
-    double count[Estimate::kScales] = {0, 0, 0};
-    __u32 sampled_epoch = 0;
-    const __u64 end_granule = (run.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
-    for (__u64 granule = run.start >> HT_GRANULE_SHIFT; granule < end_granule; ++granule) {
-      if (granule != at_granule || run.space != at_space) {
-        at_granule = granule;
-        at_space = run.space;
-        at = estimate_.find_in_turn(run.space, granule);
-      }
-      const Estimate::Granule* g = at;
-      if (!g) {
-        granule = std::min(end_granule, estimate_.next(run.space, granule)) - 1;
-        continue;
-      }
-      const __u64 base = granule << HT_GRANULE_SHIFT;
-      const unsigned from = base < run.start ? (run.start - base) >> HT_PAGE_SHIFT : 0;
-      const unsigned to = static_cast<unsigned>(std::min<__u64>(run.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
-      sampled_epoch = std::max(sampled_epoch, g->sampled_epoch);
-      each_word(from, to, [&](unsigned w, __u64 mask) {
-        const __u64 differ = (g->in_tier[HT_TIER_FAST][w] ^ g->in_tier[HT_TIER_SLOW][w]) & mask;
-        for (int t = 0; t < HT_TIERS; ++t) tiers[t] += std::popcount(g->in_tier[t][w] & differ);
-      });
-      if (g->huge) residency.huge_pages += to - from;
-      for (int s = 0; s < Estimate::kScales; ++s) count[s] += g->counted(s, from, to, unit);
-    }
-    for (int t = 0; t < HT_TIERS; ++t) o.tier_pages[t] = residency.tier_pages[t] = tiers[t];
+    const Contents has = contents(run);
+    for (int t = 0; t < HT_TIERS; ++t) o.tier_pages[t] = residency.tier_pages[t] = has.tiers[t];
+    residency.huge_pages = has.huge_pages;
     residency.walked_epoch = epoch_;
-    in_fast_pages_ += tiers[HT_TIER_FAST];
+    in_fast_pages_ += has.tiers[HT_TIER_FAST];
     if (residency.huge_pages * 2 > residency.pages()) o.flags |= TIER_RANGE_HUGE;
-    for (int s = 0; s < Estimate::kScales; ++s) o.count[s + 1] = saturated(count[s] * (1 << HT_COUNT_SHIFT));
+    for (int s = 0; s < Estimate::kScales; ++s) o.count[s + 1] = saturated(has.count[s] * (1 << HT_COUNT_SHIFT));
     o.left_count = o.right_count = HT_UNKNOWN32;
     o.age_epochs = static_cast<__u32>(std::min<__u64>(epoch_ - run.made_epoch, HT_UNKNOWN32 - 1));
-    o.idle_epochs = static_cast<__u32>(epoch_ - std::max<__u64>(sampled_epoch, run.made_epoch));
+    o.idle_epochs = static_cast<__u32>(epoch_ - std::max<__u64>(has.sampled_epoch, run.made_epoch));
     o.walk_epochs = 0;
     o.mapping = run.mapping;
     o.rate = saturated(static_cast<double>(run.rate) * kRateUnit);
     const double mean2 = static_cast<double>(run.rate) * run.rate;
     o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
   }
+  // Samples are in the order of addresses granule by granule: the range of one is
+  // that of the one before, or soon after it.
   auto by_address = [](const tier_range& r, const Sampled& s) {
     return r.space != s.space ? r.space < s.space : r.end <= s.address;
   };
   const std::span<tier_range> ranges = out.first(runs_.size());
+  auto r = ranges.begin();
   for (const Sampled& s : sampled_) {
-    auto r = std::lower_bound(ranges.begin(), ranges.end(), s, by_address);
+    const bool back = r == ranges.end() || r->space != s.space || s.address < r->start;
+    constexpr int kNear = 8;
+    for (int n = 0; !back && n < kNear && r != ranges.end() && by_address(*r, s); ++n) ++r;
+    if (back || r == ranges.end() || by_address(*r, s)) r = std::lower_bound(ranges.begin(), ranges.end(), s, by_address);
     if (r == ranges.end() || r->space != s.space || s.address < r->start) continue;
     r->samples += s.samples;
     r->stores += s.stores;

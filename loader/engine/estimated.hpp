@@ -78,6 +78,14 @@ class EstimatedPartition final : public Partition {
   };
 
   void try_bits();
+  struct Contents {
+    __u64 tiers[HT_TIERS] = {0, 0};
+    __u64 huge_pages = 0;
+    double count[Estimate::kScales] = {0, 0, 0};
+    __u32 sampled_epoch = 0;
+  };
+
+  Contents contents(const Run& run);
   void look_again(__u64 space, __u64 granule);
   void clip();
   bool build(const Grain& grain, std::size_t max_runs);
@@ -99,6 +107,12 @@ class EstimatedPartition final : public Partition {
   std::vector<Residency> residencies_;
   std::vector<Sampled> sampled_;
   std::vector<Estimate::PageSamples> counted_;  // of the granule that is being folded
+  // The granule that was looked at last: many runs lie in one.
+  struct {
+    __u64 space = 0;
+    __u64 granule = HT_UNKNOWN64;
+    const Estimate::Granule* found = nullptr;
+  } at_;
   // Walks: what is new goes first, then round and round.
   std::vector<Fresh> fresh_;
   __u64 turn_space_ = 0;
