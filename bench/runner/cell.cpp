@@ -83,15 +83,24 @@ void hold_down(uint64_t usable_bytes) {
     die("the fast node has " + std::to_string(free >> 20) + " MiB free instead of " + std::to_string(usable_bytes >> 20));
 }
 
-// The measuring takes no fast memory, and no CPU from under the workload: the
-// kernel flushes the pages of a process that is on no CPU one by one.
-void stand_aside() {
+// The measuring takes no fast memory and has the last CPU, where the workload
+// does not run: the kernel flushes the pages of a process that is on no CPU one
+// by one, and that is what the measuring would make of it.
+void keep_apart(pid_t workload) {
   unsigned long mask = 2;
   set_mempolicy(MPOL_PREFERRED, &mask, 64);
-  cpu_set_t last;
-  CPU_ZERO(&last);
-  CPU_SET(static_cast<size_t>(sysconf(_SC_NPROCESSORS_ONLN) - 1), &last);
-  sched_setaffinity(0, sizeof last, &last);
+  const size_t last = static_cast<size_t>(sysconf(_SC_NPROCESSORS_ONLN) - 1);
+  cpu_set_t own, others;
+  CPU_ZERO(&own);
+  CPU_ZERO(&others);
+  CPU_SET(last, &own);
+  for (size_t cpu = 0; cpu < last; cpu++) CPU_SET(cpu, &others);
+  sched_setaffinity(0, sizeof own, &own);
+  const std::string tasks = "/proc/" + std::to_string(workload) + "/task";
+  DIR* dir = opendir(tasks.c_str());
+  while (dirent* entry = dir ? readdir(dir) : nullptr)
+    if (pid_t task = std::atoi(entry->d_name)) sched_setaffinity(task, sizeof others, &others);
+  if (dir) closedir(dir);
 }
 
 // --------------------------------------------------------------- workload
@@ -398,7 +407,7 @@ json run(Options options, const Case& one) {
   system->prepare();
   hold_down(options.usable_mib << 20);
   Workload workload = start_workload(one, options.seed);
-  stand_aside();
+  keep_apart(workload.pid);
 
   Memory memory(workload.pid);
   memory.reset();
