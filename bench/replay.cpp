@@ -379,7 +379,7 @@ class Caller final : public PolicyCaller {
   Result<> run_admit(ht_run& run) override {
     for (__u32 i = 0; i < run.nr; ++i) {
       tier_pair& p = call_->pairs[i];
-      p.admitted = rules_.tree ? heattree_admit(&p.hot, &p.cold, &rules_.trial, &rules_.heattree)
+      p.admitted = rules_.tree ? heattree_admit(&p.hot, &p.cold, &run.scope, &rules_.trial, &rules_.heattree)
                                : hyperplace_admit(&p.hot, &p.cold, &rules_.hyperplace);
     }
     return {};
@@ -544,6 +544,7 @@ struct Tierer {
     engine.space_event(event);
     input.moves = policy != "static";
     input.estimated = rules.tree;
+    input.slow_free_pages = HT_UNKNOWN32;  // slow memory has room for all
     input.is_default = policy == "hyperplace";
   }
   EpochReport epoch() {
@@ -748,7 +749,7 @@ nlohmann::json replay_trace(const std::string& path, const std::string& policy, 
       if (gone)
         memory.put(place.page, HT_TIER_NONE);
       else if (fresh)
-        memory.put(place.page, fast && memory.free_fast() ? HT_TIER_FAST : HT_TIER_SLOW);
+        memory.put(place.page, memory.free_fast() ? HT_TIER_FAST : HT_TIER_SLOW);
     }
     Point point{seconds += static_cast<double>(epoch.ns) * 1e-9, {}, {}};
     for (const trace::Misses& misses : epoch.truth) {
@@ -764,6 +765,12 @@ nlohmann::json replay_trace(const std::string& path, const std::string& policy, 
     input.fast_capacity_pages = memory.room_pages;
     const EpochReport report = tierer.epoch();
     moved += report.moved.promoted_pages + report.moved.demoted_pages;
+    if (options.verbose) {
+      std::printf("  %7.2f s live %.3f replayed %.3f ranges %5u samples %5llu %-14s promoted %5llu demoted %5llu", seconds, point.live.ratio(),
+                  point.replayed.ratio(), report.scope.ranges, report.scope.samples, decision_name(report.decision), report.moved.promoted_pages, report.moved.demoted_pages);
+      std::printf(" refused %5llu free %llu trial %llu %lld/%lld open %d\n", report.refused_pages, memory.free_fast(), report.scope.trial_pages[HT_TIER_SLOW],
+                  report.scope.trial_hits[HT_TIER_SLOW], report.scope.trial_hits[HT_TIER_FAST], tierer.rules.trial.open);
+    }
   }
   if (points.empty()) die({"the trace " + path + " holds no whole epoch", "record it again: ./run bench --record WORKLOAD/SYSTEM", 0});
 
@@ -821,7 +828,7 @@ int main(int argc, char** argv) {
                                 std::pair("pay_epochs", &tree.pay_epochs), std::pair("slow_extra_ns", &tree.slow_extra_ns),
                                 std::pair("swap_misses", &tree.swap_misses)})
     app.add_option(std::string("--") + setting, *value, "of heattree")->capture_default_str();
-  app.add_flag("--verbose", options.verbose, "each tenth epoch");
+  app.add_flag("--verbose", options.verbose, "each tenth epoch; of a recorded run each");
   app.add_option("--record", options.record, "write the run there as a trace: one workload, one policy");
   std::string recorded, out;
   double within = 1;

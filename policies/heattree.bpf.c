@@ -73,7 +73,7 @@ bool BPF_PROG(heattree_admit_pair, struct tier_range *hot, struct tier_range *co
 {
 	struct heattree_settings s = settings();
 
-	return heattree_admit(hot, cold, &trial, &s);
+	return heattree_admit(hot, cold, scope, &trial, &s);
 }
 
 HYPERTIER_POLICY(heattree,

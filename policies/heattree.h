@@ -51,6 +51,20 @@ static inline __u32 heattree_sqrt(__u64 value)
 	return (__u32)root;
 }
 
+/* What a swap costs, in accesses to slow memory. */
+static inline __u64 heattree_swap_misses(const struct tier_scope *scope, const struct heattree_settings *s)
+{
+	if (s->swap_misses)
+		return s->swap_misses;
+	return scope->swap_ns && s->slow_extra_ns ? scope->swap_ns / s->slow_extra_ns : 50;
+}
+
+/* Misses that a sample an epoch stands for until a swap has to have paid. 0: not known. */
+static inline __u64 heattree_misses_per_sample(const struct tier_scope *scope, const struct heattree_settings *s)
+{
+	return (__u64)scope->period * (s->pay_epochs ? s->pay_epochs : 1);
+}
+
 /*
  * Samples, in 1/256, that a swap has to gain in each of pay_epochs epochs, times
  * swaps. Of a source that counts no misses (accessed bits) nobody knows what a
@@ -60,14 +74,11 @@ static inline __u32 heattree_sqrt(__u64 value)
 static inline __s64 heattree_cost(const struct heattree_sum *sum, const struct tier_scope *scope,
 				  const struct heattree_settings *s)
 {
-	__u64 misses = s->swap_misses;
-	__u64 per = (__u64)scope->period * (s->pay_epochs ? s->pay_epochs : 1);
+	__u64 per = heattree_misses_per_sample(scope, s);
 
 	if (!per)
 		return sum->seen >> 4;
-	if (!misses)
-		misses = scope->swap_ns && s->slow_extra_ns ? scope->swap_ns / s->slow_extra_ns : 50;
-	return (__s64)((__u64)sum->swaps * misses / per);
+	return (__s64)((__u64)sum->swaps * heattree_swap_misses(scope, s) / per);
 }
 
 static inline __u64 heattree_kept(__s64 value, __u32 keep)
@@ -114,12 +125,24 @@ static inline __u32 heattree_heat(const struct tier_range *r)
 	return r->rate;
 }
 
-static inline int heattree_admit(struct tier_range *hot, const struct tier_range *cold,
+/* Does the difference of the rates promise what a swap costs? Rates are of 2^24 pages. */
+static inline int heattree_pays(const struct tier_range *hot, const struct tier_range *cold,
+				const struct tier_scope *scope, const struct heattree_settings *s)
+{
+	__u64 per = heattree_misses_per_sample(scope, s);
+
+	return !per || (__u64)(hot->rate - cold->rate) * per >= heattree_swap_misses(scope, s) << 24;
+}
+
+static inline int heattree_admit(struct tier_range *hot, const struct tier_range *cold, const struct tier_scope *scope,
 				 const struct heattree_trial *t, const struct heattree_settings *s)
 {
 	if ((__u64)hot->rate * 100 <= (__u64)cold->rate * s->margin_percent)
 		return 0;
-	if (t->open)
+	if (!heattree_pays(hot, cold, scope, s))
+		return 0;
+	/* Room for what comes is proved by what came: its rate is how new memory was used. */
+	if (t->open || hot->flags & TIER_RANGE_COMING)
 		return 1;
 	hot->action = TIER_TRY;
 	return 0;

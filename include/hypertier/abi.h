@@ -165,6 +165,8 @@ enum tier_range_flags {
 	TIER_RANGE_FILE = 1 << 3,
 	TIER_RANGE_HUGE = 1 << 4,	/* mostly mapped by huge pages, if residency is known */
 	TIER_RANGE_MIN = 1 << 5,	/* at the minimum size: a split is not carried out */
+	TIER_RANGE_COMING = 1 << 6,	/* hot side of a pair: stands for memory that is yet to be allocated,
+					 * and for which the cold side makes room */
 };
 
 /*
@@ -184,7 +186,8 @@ struct tier_range {
 	__u32 count[HT_SCALES];	/* decayed: count = count * 2^(-1/h) + samples, in 1/256 samples */
 	__u32 left_count;	/* count[0] of the range before it in the same mapping; HT_UNKNOWN32: none */
 	__u32 right_count;	/* the same, after it */
-	__u32 age_epochs;	/* since it was made (by mapping, split or merge) */
+	__u32 age_epochs;	/* since it was made (by mapping, split or merge); flag ESTIMATED: since its
+				 * oldest memory was first seen */
 	__u32 idle_epochs;	/* since its last sample */
 	__u32 walk_epochs;	/* age of tier_pages; HT_UNKNOWN32 before the first walk */
 	__u32 mapping;		/* engine's id of the mapping it belongs to */
@@ -215,7 +218,7 @@ struct tier_scope {
 	 * and the samples they had in this one */
 	__u64 trial_pages[HT_TIERS];
 	__u64 trial_hits[HT_TIERS];
-	__u64 swap_ns;		/* measured cost of a pair of 4 KiB moves; 0: none was made yet */
+	__u64 swap_ns;		/* measured cost of a pair of 4 KiB moves, CPU time; 0: none was made yet */
 };
 
 /* Result of what was moved for one range in an epoch (callback moved). */

@@ -85,16 +85,9 @@ void move_side(std::span<const Page> pages, std::uint32_t pid, Side side, int no
   }
 }
 
-std::uint64_t monotonic_ns() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000ULL + static_cast<std::uint64_t>(now.tv_nsec);
-}
-
 }  // namespace
 
 void move_by_syscall(std::span<ht_pair> pairs, const std::array<int, HT_TIERS>& nodes, ht_exchange_run& run) {
-  const std::uint64_t start_ns = monotonic_ns();
   const __u32 nr = run.nr, flags = run.flags;
   run = {};
   run.nr = nr;
@@ -113,7 +106,6 @@ void move_by_syscall(std::span<ht_pair> pairs, const std::array<int, HT_TIERS>& 
     for (const auto& [pid, pages] : cold) move_side(pages, pid, kCold, nodes[HT_TIER_SLOW], run);
     for (const auto& [pid, pages] : hot) move_side(pages, pid, kHot, nodes[HT_TIER_FAST], run);
   }
-  run.ns = monotonic_ns() - start_ns;
 }
 
 }  // namespace hypertier

@@ -143,4 +143,20 @@ Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& 
   return use;
 }
 
+std::uint64_t fast_watermark_pages(const Tiers& tiers, const Roots& roots) {
+  std::ifstream in(roots.proc / "zoneinfo");
+  std::uint64_t pages = 0;
+  int node = -1;
+  // "Node 0, zone    DMA32", and for each zone a line "        low      1234"
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line);
+    std::string word;
+    words >> word;
+    std::uint64_t count = 0;
+    if (word == "Node") words >> node;
+    else if (word == "low" && words >> count && contains(tiers.nodes[HT_TIER_FAST], node)) pages += count;
+  }
+  return pages;
+}
+
 }  // namespace hypertier

@@ -92,6 +92,7 @@ struct EpochInput {
   __u64 epoch_ns = 0;             // length of the epoch that ends, measured
   __u64 fast_tier_pages = 0;      // size of the fast tier
   __u64 fast_free_pages = 0;      // free in it now
+  __u64 fast_watermark_pages = 0;  // of these, what the kernel gives to nobody who can have slow memory
   __u64 slow_free_pages = 0;      // free in the slow tier now
   __u64 fast_capacity_pages = 0;  // what the scope may use of the fast tier
   __u64 fast_max_pages = HT_UNKNOWN64;  // its bound: what is beyond it is demoted, hot or not
@@ -230,6 +231,8 @@ struct EpochReport {
   __u64 planned_cold_only = 0;
   __u64 planned_pages = 0;     // towards the fast tier
   __u64 over_pages = 0;        // beyond its bound, or siblings' need: to be demoted
+  __u64 coming_pages = 0;      // that the scope may allocate until the next epoch
+  __u64 room_pages = 0;        // planned to be demoted to make room for these
   __u64 refused_pages = 0;
   __u64 reversed_pages = 0;
   __u64 rate_limited_pages = 0;  // planned within the budget, but beyond the rate

@@ -617,6 +617,7 @@ EstimatedPartition::Contents EstimatedPartition::contents(const Run& run) {
     const unsigned from = base < run.start ? (run.start - base) >> HT_PAGE_SHIFT : 0;
     const unsigned to = static_cast<unsigned>(std::min<__u64>(run.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
     c.sampled_epoch = std::max(c.sampled_epoch, g->sampled_epoch);
+    c.born_epoch = std::min(c.born_epoch, g->birth);
     for (unsigned w = from / 64; w * 64 < to; ++w) {
       const __u64 mask = page_mask(from, to, w);
       const __u64 differ = (g->in_tier[HT_TIER_FAST][w] ^ g->in_tier[HT_TIER_SLOW][w]) & mask;
@@ -667,7 +668,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
     if (residency.huge_pages * 2 > residency.pages()) o.flags |= TIER_RANGE_HUGE;
     for (int s = 0; s < Estimate::kScales; ++s) o.count[s + 1] = saturated(has.count[s] * (1 << HT_COUNT_SHIFT));
     o.left_count = o.right_count = HT_UNKNOWN32;
-    o.age_epochs = static_cast<__u32>(std::min<__u64>(epoch_ - run.made_epoch, HT_UNKNOWN32 - 1));
+    o.age_epochs = static_cast<__u32>(std::min<__u64>(epoch_ - std::max<__u64>(run.made_epoch, std::min<__u64>(has.born_epoch, epoch_)), HT_UNKNOWN32 - 1));
     o.idle_epochs = static_cast<__u32>(epoch_ - std::max<__u64>(has.sampled_epoch, run.made_epoch));
     o.walk_epochs = 0;
     o.mapping = run.mapping;

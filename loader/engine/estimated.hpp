@@ -83,6 +83,7 @@ class EstimatedPartition final : public Partition {
     __u64 huge_pages = 0;
     double count[Estimate::kScales] = {0, 0, 0};
     __u32 sampled_epoch = 0;
+    __u32 born_epoch = HT_UNKNOWN32;  // of the oldest
   };
 
   Contents contents(const Run& run);

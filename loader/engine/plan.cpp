@@ -70,4 +70,19 @@ std::vector<PlanEntry> make_plan(std::span<const Listed> hot, std::span<const Li
   return plan;
 }
 
+std::vector<PlanEntry> make_room(std::span<const Listed>& cold, std::span<const tier_range> ranges, __u32 like,
+                                 __u64 wanted, __u64& slow_room) {
+  std::vector<PlanEntry> plan;
+  __u64 made = 0;
+  while (made < wanted && !cold.empty()) {
+    const Listed& coldest = cold.front();
+    if (ranges[coldest.range].heat >= ranges[like].heat || coldest.pages() > slow_room) break;
+    plan.push_back({0, coldest.page, like, coldest.range, true});
+    made += coldest.pages();
+    slow_room -= coldest.pages();
+    cold = cold.subspan(1);
+  }
+  return plan;
+}
+
 }  // namespace hypertier

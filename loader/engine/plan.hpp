@@ -21,12 +21,14 @@ inline constexpr __u32 kNoRange = HT_UNKNOWN32;
 
 // hot goes to fast memory, cold to slow memory; an address of 0 means that
 // side is empty. Both ranges are named even then: the pair of ranges is what a
-// policy admits. cold_range is kNoRange where hot takes free room.
+// policy admits. cold_range is kNoRange where hot takes free room. coming: cold
+// makes room for memory that will be allocated, hot_range is the like of it.
 struct PlanEntry {
   ht_page_t hot = 0;
   ht_page_t cold = 0;
   __u32 hot_range = kNoRange;
   __u32 cold_range = kNoRange;
+  bool coming = false;
 
   __u64 hot_pages() const { return hot ? __u64{1} << HT_PAGE_ORDER(hot) : 0; }
   __u64 cold_pages() const { return cold ? __u64{1} << HT_PAGE_ORDER(cold) : 0; }
@@ -39,5 +41,10 @@ struct PlanEntry {
 // it.
 std::vector<PlanEntry> make_plan(std::span<const Listed> hot, std::span<const Listed> cold,
                                  std::span<const tier_range> ranges, __u64 fast_room, __u64 slow_room);
+
+// The coldest pages, as many as are wanted, go so that memory like that of range
+// `like` finds room when it is allocated. Takes them off the front of cold.
+std::vector<PlanEntry> make_room(std::span<const Listed>& cold, std::span<const tier_range> ranges, __u32 like,
+                                 __u64 wanted, __u64& slow_room);
 
 }  // namespace hypertier

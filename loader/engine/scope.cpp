@@ -165,6 +165,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   budget_pages_ = std::max(settings_.max_move_min_pages,
                            static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
   if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
+  measure_growth();
   report.ranges_visited += ranges_.size();
   if (input.accounts)
     if (auto done = account(input, report); !done) return done;
@@ -286,6 +287,47 @@ Result<> Scope::account(const EpochInput& input, EpochReport& report) {
   return flush();
 }
 
+// What the scope allocates goes where there is room, and a fast tier that is full
+// has none. A program that grows mostly uses what it has just got, so as much is
+// kept free as it may get until the next epoch (TPP's headroom, by need).
+void Scope::measure_growth() {
+  __u64 grown = 0;
+  for (const auto& [id, space] : spaces_.spaces())
+    if (space.rss_epoch == epoch_) grown += space.grown_pages;
+  grown_[epoch_ % grown_.size()] = grown;
+  // Once in a while more is seen to come at once: only what comes again counts.
+  std::array<__u64, kYoungEpochs> sorted = grown_;
+  std::nth_element(sorted.begin(), sorted.begin() + 1, sorted.end(), std::greater<>());
+  coming_pages_ = std::min(sorted[1], budget_pages_);
+}
+
+// The range that is most like what is allocated next: of the youngest memory, as
+// much as came in the last epochs, the one in the middle by heat. kNoRange: nothing comes.
+__u32 Scope::like_what_comes() const {
+  if (!coming_pages_ || !partition_->knows_pages()) return kNoRange;
+  std::vector<std::pair<__u64, __u32>> youngest;  // age, range
+  for (__u32 index = 0; index < ranges_.size(); ++index)
+    if (partition_->residency(index).pages()) youngest.push_back({ranges_[index].age_epochs, index});
+  sort_by_first(youngest);
+  __u64 pages = 0;
+  std::size_t taken = 0;
+  while (taken < youngest.size() && pages < kYoungEpochs * coming_pages_) pages += partition_->residency(youngest[taken++].second).pages();
+  for (std::size_t i = 0; i < taken; ++i) youngest[i].first = ranges_[youngest[i].second].heat;
+  youngest.resize(taken);
+  sort_by_first(youngest);
+  __u64 colder = 0;
+  for (auto [heat, index] : youngest)
+    if ((colder += partition_->residency(index).pages()) * 2 >= pages) return index;
+  return kNoRange;
+}
+
+// Of the fast tier, what is free and can be had.
+__u64 Scope::free_room(const EpochInput& input) const {
+  auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
+  reserve = std::max({reserve, withheld_pages_, input.fast_watermark_pages});
+  return input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
+}
+
 // Exchanges cold pages of fast memory for hot ones of slow memory.
 Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   walk_budget_pages_ = settings_.max_walk_pages / 2;  // half for each direction
@@ -297,22 +339,38 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
     report.decision = Decision::kNoHeat;
     return {};
   }
-  if (hot_.empty()) {
+  const __u32 like = like_what_comes();
+  const __u64 free = free_room(input);
+  // Room that is missing for what will be allocated until the next epoch.
+  __u64 missing = 0;
+  if (like != kNoRange && !input.surplus_pages) {
+    missing = coming_pages_ - std::min(coming_pages_, free);
+    const __u64 bound = report.scope.fast_capacity_pages;
+    if (input.accounts && own_pages_[HT_TIER_FAST] + coming_pages_ > bound)
+      missing = std::max(missing, std::min(coming_pages_, own_pages_[HT_TIER_FAST] + coming_pages_ - bound));
+  }
+  if (hot_.empty() && !missing) {
     if (restless(input, {}, report)) return {};
     report.decision = cooling_pages_ ? Decision::kCooling : any_held_ ? Decision::kAllRefused : Decision::kAllHotFast;
     return {};
   }
   walk_budget_pages_ += settings_.max_walk_pages / 2;
-  if (auto done = select_cold(report); !done) return done;
-  auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
-  reserve = std::max(reserve, withheld_pages_);
-  __u64 room = input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
+  __u64 need = missing;
+  for (const Listed& listed : hot_) need += listed.pages();
+  const __u32 hottest = std::max(missing ? ranges_[like].heat : 0, hot_.empty() ? 0 : ranges_[hot_.front().range].heat);
+  if (auto done = select_cold(need, hottest, report); !done) return done;
+  std::span<const Listed> cold = cold_;
+  __u64 slow_room = input.slow_free_pages;
+  std::vector<PlanEntry> plan = make_room(cold, ranges_, like, missing, slow_room);
+  report.coming_pages = coming_pages_;
+  __u64 room = free - std::min(free, coming_pages_);
   if (input.accounts) {
     // Within its bounds a scope grows; beyond them it only exchanges.
     const __u64 bound = report.scope.fast_capacity_pages;
     room = std::min(room, bound > own_pages_[HT_TIER_FAST] ? bound - own_pages_[HT_TIER_FAST] : 0);
   }
-  std::vector<PlanEntry> plan = make_plan(hot_, cold_, ranges_, room, input.slow_free_pages);
+  const std::vector<PlanEntry> moves = make_plan(hot_, cold, ranges_, room, slow_room);
+  plan.insert(plan.end(), moves.begin(), moves.end());
   report.decision = Decision::kNothingColder;
   if (plan.empty()) return {};
   auto admitted = admit(input, plan, report);
@@ -320,6 +378,7 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   report.decision = !*admitted ? Decision::kPolicyFailed : plan.empty() ? Decision::kAllRefused : Decision::kMoved;
   if (report.decision != Decision::kMoved) return {};
 
+  for (const PlanEntry& entry : plan) report.room_pages += entry.coming ? entry.cold_pages() : 0;
   if (restless(input, plan, report)) return {};
   if (auto done = move(input, plan, budget_pages_, report); !done) return done;
   // Here, where pairs are moved: demotion for the sake of a bound is no swap.
@@ -737,12 +796,10 @@ Result<> Scope::select_hot(EpochReport& report) {
   return {};
 }
 
-// From the coldest up until as many pages are found as are to be promoted.
-Result<> Scope::select_cold(EpochReport& report) {
+// From the coldest up, as long as they are colder than the hottest that wants in,
+// until as many pages are found as are needed.
+Result<> Scope::select_cold(__u64 need, __u32 hottest, EpochReport& report) {
   const std::size_t batch_size = walk_batch();
-  __u64 need = 0;
-  for (const Listed& listed : hot_) need += listed.pages();
-  const __u32 hottest = ranges_[hot_.front().range].heat;
   std::size_t rank = ranked_.size();
   __u64 found = 0;
   for (int round = 0; round < kWalkRounds && found < need; ++round) {
@@ -779,7 +836,7 @@ tier_result& Scope::result(__u32 range) {
 Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report) {
   std::vector<tier_pair> pairs;
   std::unordered_map<__u64, std::size_t> groups;
-  auto key = [](const PlanEntry& entry) { return __u64{entry.hot_range} << 32 | entry.cold_range; };
+  auto key = [](const PlanEntry& entry) { return __u64{entry.coming} << 63 | __u64{entry.hot_range} << 32 | entry.cold_range; };
   std::vector<std::size_t> group_of;
   group_of.reserve(plan.size());
   const std::size_t groups_max = partition_->knows_pages() ? plan.size() : kGroupsMax;
@@ -793,6 +850,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
       tier_pair& pair = pairs.emplace_back();
       pair.hot = ranges_[entry.hot_range];
       pair.hot.action = TIER_KEEP;
+      if (entry.coming) pair.hot.flags |= TIER_RANGE_COMING;
       if (entry.cold_range != kNoRange) pair.cold = ranges_[entry.cold_range];
     }
     pairs[group->second].pages += static_cast<__u32>(std::max(entry.hot_pages(), entry.cold_pages()));
@@ -821,7 +879,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   for (std::size_t i = 0; !trial_epoch_ && i < plan.size() && tried < budget_pages_; ++i) {
     const PlanEntry& entry = plan[i];
     const tier_pair& pair = pairs[group_of[i]];
-    if (!pair.admitted && pair.hot.action != TIER_TRY) continue;
+    if (entry.coming || (!pair.admitted && pair.hot.action != TIER_TRY)) continue;
     if (entry.hot) partition_->try_pages(ranges_[entry.hot_range].space, entry.hot, HT_TIER_SLOW);
     if (entry.cold) partition_->try_pages(ranges_[entry.cold_range].space, entry.cold, HT_TIER_FAST);
     tried += entry.hot_pages();
@@ -829,7 +887,8 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   if (tried) trial_epoch_ = epoch_;
 
   std::unordered_map<__u32, bool> taken;  // by hot range: is any of it admitted?
-  for (std::size_t i = 0; i < plan.size(); ++i) taken[plan[i].hot_range] |= pairs[group_of[i]].admitted != 0;
+  for (std::size_t i = 0; i < plan.size(); ++i)
+    if (!plan[i].coming) taken[plan[i].hot_range] |= pairs[group_of[i]].admitted != 0;
   for (auto [range, any] : taken) {
     Residency& residency = partition_->residency(range);
     residency.hold_epochs = any ? 0 : std::clamp(2 * residency.hold_epochs, 1u, kHoldMax);

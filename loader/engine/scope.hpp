@@ -27,6 +27,9 @@ struct Inbox {
   void add(const ht_granule& granule);
 };
 
+// What is allocated next is taken to be like what came in so many epochs.
+inline constexpr __u64 kYoungEpochs = 8;
+
 class Scope {
  public:
   Scope(Machine& machine, std::unique_ptr<PolicyCaller> caller, const EngineSettings& settings, __u64 cgroup_id,
@@ -94,7 +97,10 @@ class Scope {
   [[nodiscard]] Result<bool> classify(const EpochInput& input, EpochReport& report);
   void rank();
   [[nodiscard]] Result<> select_hot(EpochReport& report);
-  [[nodiscard]] Result<> select_cold(EpochReport& report);
+  [[nodiscard]] Result<> select_cold(__u64 need, __u32 hottest, EpochReport& report);
+  void measure_growth();
+  __u32 like_what_comes() const;
+  __u64 free_room(const EpochInput& input) const;
   [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report);
   void use(const EpochInput& input);
@@ -143,6 +149,9 @@ class Scope {
   __u64 epoch_ = 0;
   __u64 own_pages_[HT_TIERS] = {0, 0};  // resident, as far as walks know
   __u64 rss_pages_ = 0;                 // of all its spaces, as the kernel counts it
+  // By which all its spaces grew in each of the last epochs, and the most of these.
+  std::array<__u64, kYoungEpochs> grown_{};
+  __u64 coming_pages_ = 0;
   __u64 reserved_pages_ = 0;            // of the rate, for demotion to its bound
   std::span<tier_range> ranges_;
   std::vector<__u32> ranked_;  // range indices, hottest first

@@ -163,7 +163,11 @@ void Spaces::answer(const ht_space_req& asked, const ht_space_req& got, Machine&
   if (found == spaces_.end()) return;
   Space& space = found->second;
   if (space.rss_pages != got.tier_rss_pages || got.seq != asked.seq) space.changed_epoch = epoch_;
+  space.grown_pages = 0;
+  if (space.rss_pages != HT_UNKNOWN64 && got.tier_rss_pages > space.rss_pages)
+    space.grown_pages = (got.tier_rss_pages - space.rss_pages) / std::max<__u64>(1, epoch_ - space.rss_epoch);
   space.rss_pages = got.tier_rss_pages;
+  space.rss_epoch = epoch_;
   if (got.seq == asked.seq && asked.seq != 0) return;
   space.seq = got.seq;
 

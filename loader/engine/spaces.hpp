@@ -24,6 +24,8 @@ struct Space {
   std::vector<ht_mapping> mappings;  // all, sorted; neighbours of a kind joined
   __u64 seq = 0;                     // change stamp of mappings
   __u64 rss_pages = HT_UNKNOWN64;
+  __u64 rss_epoch = 0;     // of that
+  __u64 grown_pages = 0;  // an epoch, from the poll before to the last one
   __u64 polled_epoch = 0;
   __u64 changed_epoch = 0;  // its mappings or its size differed from the poll before
   __u64 urgent_epoch = 0;  // is in urgent_ since

@@ -568,6 +568,8 @@ Json Daemon::scope_json(const std::string& path) const {
     last["cut_heat"] = report->cut_heat;
     last["planned_pages"] = report->planned_pages;
     last["over_pages"] = report->over_pages;
+    last["coming_pages"] = report->coming_pages;
+    last["room_pages"] = report->room_pages;
     last["promoted_pages"] = report->moved.promoted_pages;
     last["demoted_pages"] = report->moved.demoted_pages;
     last["dry_run_pages"] = report->dry_run_pages;

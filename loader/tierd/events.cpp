@@ -65,6 +65,7 @@ std::string decision_text(const EpochReport& report) {
   if (report.rate_limited_pages != 0) more += "; the rate limit held back " + n(report.rate_limited_pages);
   if (report.reversed_pages != 0) more += "; " + n(report.reversed_pages) + " were moved back";
   if (report.cooling_ranges != 0) more += "; " + n(report.cooling_ranges) + " hot ranges are left alone: moved to and fro lately";
+  if (report.room_pages != 0) more += "; " + n(report.room_pages) + " of them make room for what the scope is about to allocate";
   if (report.over_pages != 0) more += "; " + n(report.over_pages) + " pages were beyond the budget";
   if (report.scope.trial_pages[HT_TIER_SLOW] != 0)
     more += "; " + n(report.scope.trial_pages[HT_TIER_SLOW]) + " pages on trial had " + n(report.scope.trial_hits[HT_TIER_SLOW]) +

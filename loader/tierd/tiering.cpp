@@ -418,6 +418,14 @@ void Tiering::tell_slow_miss_share() {
   if (all) balloon_.tell_slow_miss_share(static_cast<double>(counts[HT_TIER_SLOW]) / static_cast<double>(all));
 }
 
+// They change when an administrator or huge pages change what the kernel keeps free.
+std::uint64_t Tiering::watermark_pages() {
+  constexpr unsigned kEpochs = 64;
+  std::lock_guard held(standings_lock_);
+  if (watermark_epochs_++ % kEpochs == 0) watermark_pages_ = fast_watermark_pages(tiers_);
+  return watermark_pages_;
+}
+
 ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns) {
   ScopeThread::Outcome outcome;
   const auto failed = [&](const Error& error) {
@@ -439,6 +447,7 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   input.epoch_ns = epoch_ns;
   input.fast_tier_pages = fast.total;
   input.fast_free_pages = fast.free;
+  input.fast_watermark_pages = watermark_pages();
   input.slow_free_pages = slow.free;
   // What the kernel itself holds of the fast tier is not to be had.
   input.fast_capacity_pages = std::min(fast.total, fast.free + fast.used);

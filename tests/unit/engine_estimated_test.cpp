@@ -69,7 +69,7 @@ TEST_P(ScatteredTest, HotPiecesComeToTheFastTierAndStay) {
   EXPECT_LT(s.hot_in_fast(), 0.01);
   s.run(epochs);
   EXPECT_GT(s.hot_in_fast(), 0.95);
-  s.run(40);
+  s.run(100);
   EXPECT_GT(s.hot_in_fast(), 0.97);
   // what is in place is left in place: 0.2 % of the tier an epoch
   EXPECT_LE(s.run(20), 20 * kFast / 500);
@@ -215,6 +215,58 @@ TEST(Estimated, ProcessesShareByRate) {
   EXPECT_GE(fast(0), size[0] * 95 / 100);
   EXPECT_LE(fast(2), size[2] / 10);
   EXPECT_GE(fast(1), 8192 - size[0] - size[2] / 10 - 200);
+}
+
+// A program that grows, and uses what it has just got, or what it always had.
+struct Growing : Rig {
+  explicit Growing(bool young_hot) : young(young_hot) {
+    policy.use_heattree();
+    machine.size_pages[HT_TIER_FAST] = 4096;
+    machine.size_pages[HT_TIER_SLOW] = 65536;
+    machine.map(kSpace, kBase, kBase + 65536 * HT_PAGE_SIZE);
+    start(100, kSpace);
+    grow(8192);
+  }
+  // Where there is room, as the kernel does. Of the pages, so many came to be fast.
+  __u64 grow(__u64 pages) {
+    const __u64 fast = std::min(pages, machine.size_pages[HT_TIER_FAST] - machine.used(HT_TIER_FAST));
+    machine.populate(kSpace, page(size), page(size + fast), HT_TIER_FAST);
+    machine.populate(kSpace, page(size + fast), page(size + pages), HT_TIER_SLOW);
+    size += pages;
+    return fast;
+  }
+  __u64 next() {
+    const __u64 fast = grow(kGrowth);
+    for (int i = 0; i < 300; ++i) {
+      // old: the first 1,024 pages, which are in fast memory from the start
+      __u64 at = rng() % 10 == 0 ? rng() % size : young ? size - 1 - rng() % (4 * kGrowth) : rng() % 1024;
+      source.touch(kSpace, page(at));
+    }
+    epoch();
+    return fast;
+  }
+  static __u64 page(__u64 p) { return kBase + p * HT_PAGE_SIZE; }
+  static constexpr __u64 kGrowth = 64;
+  bool young;
+  __u64 size = 0;
+  std::mt19937 rng{1};
+};
+
+TEST(Estimated, RoomIsMadeForWhatComes) {
+  Growing hot(true);
+  Growing cold(false);
+  __u64 landed_hot = 0;
+  __u64 landed_cold = 0;
+  for (int e = 0; e < 60; ++e) {
+    const __u64 h = hot.next();
+    const __u64 c = cold.next();
+    if (e < 20) continue;
+    landed_hot += h;
+    landed_cold += c;
+  }
+  EXPECT_GE(landed_hot, 40 * Growing::kGrowth * 9 / 10);
+  EXPECT_LE(landed_cold, 40 * Growing::kGrowth / 4);
+  EXPECT_EQ(cold.machine.resident(kSpace, kBase, kBase + 1024 * HT_PAGE_SIZE, HT_TIER_FAST), 1024U);
 }
 
 // Over its bound a scope gives up its coldest pages, and knows at once what it has.
@@ -373,17 +425,42 @@ TEST(Heattree, TheMarginKeepsEqualsApart) {
   heattree_settings settings = HEATTREE_DEFAULTS;
   heattree_trial trial{};
   trial.open = 1;
+  tier_scope scope{};
   tier_range hot{};
   tier_range cold{};
   cold.rate = 1000;
   hot.rate = 1200;
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &trial, &settings));
+  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
   EXPECT_EQ(hot.action, TIER_KEEP);
   hot.rate = 1201;
-  EXPECT_TRUE(heattree_admit(&hot, &cold, &trial, &settings));
+  EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
   trial.open = 0;
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &trial, &settings));
+  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
   EXPECT_EQ(hot.action, TIER_TRY);
+}
+
+// 50 misses in 40 epochs of 64 misses a sample: 0.0195 samples an epoch.
+TEST(Heattree, ASwapMustPromiseWhatItCosts) {
+  heattree_settings settings = HEATTREE_DEFAULTS;
+  heattree_trial trial{};
+  trial.open = 1;
+  tier_scope scope{};
+  scope.period = 64;
+  tier_range hot{};
+  tier_range cold{};
+  cold.rate = 1000;
+  hot.rate = cold.rate + (50U << 24) / (64 * settings.pay_epochs) - 1;
+  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  EXPECT_EQ(hot.action, TIER_KEEP);
+  hot.rate += 2;
+  EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  // Room for what comes needs no trial, but the same promise.
+  trial.open = 0;
+  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  hot.flags |= TIER_RANGE_COMING;
+  EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  hot.rate -= 2;
+  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
 }
 
 }  // namespace

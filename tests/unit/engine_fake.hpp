@@ -298,14 +298,18 @@ struct FakePolicy {
   heattree_trial trial{};
   void use_heattree(heattree_settings settings = HEATTREE_DEFAULTS) {
     trial = {};
-    epoch_begin = [this, settings](const tier_scope& scope) { heattree_judge(&trial, &scope, &settings); };
+    epoch_begin = [this, settings](const tier_scope& scope) {
+      judged = scope;
+      heattree_judge(&trial, &scope, &settings);
+    };
     classify = [](tier_range& r, const tier_scope&) { r.heat = heattree_heat(&r); };
     admit = [this, settings](tier_range& hot, const tier_range& cold) {
-      return heattree_admit(&hot, &cold, &trial, &settings) != 0;
+      return heattree_admit(&hot, &cold, &judged, &trial, &settings) != 0;
     };
     estimated = true;
   }
 
+  tier_scope judged{};   // of heattree's last epoch
   __u64 classified = 0;  // epochs
   __u64 generation = 1;  // another one: another policy
 };

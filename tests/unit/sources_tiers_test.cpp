@@ -85,6 +85,15 @@ TEST(Tiers, UseIsTheSumOfTheNodes) {
   EXPECT_EQ(use->at(HT_TIER_SLOW).capacity_bytes, (3000u + 4000u) << 10);
 }
 
+TEST(Tiers, TheWatermarkIsOfTheFastNodesOnly) {
+  Roots roots = machine("cxl");
+  auto tiers = discover_tiers({}, roots);
+  ASSERT_TRUE(tiers);
+  EXPECT_EQ(fast_watermark_pages(*tiers, roots), 0U);
+  roots.proc = roots.sys.parent_path() / "proc";
+  EXPECT_EQ(fast_watermark_pages(*tiers, roots), 13U + 125U + 250U);
+}
+
 class Settings : public testing::Test {
  protected:
   void SetUp() override {
