@@ -82,7 +82,7 @@ std::vector<Job> jobs_of(const Options& options) {
     for (const Case& one : cases())
       for (const std::string& system : systems) {
         const bool exact = std::find(options.names.begin(), options.names.end(), one.name + "/" + system + "/" + std::to_string(seed)) != options.names.end();
-        const bool three = one.name == "hotset-2m" || one.name == "btree" || one.name == "redis";
+        const bool three = one.name == "hotset-2m" || one.name == "hotset-64k" || one.name == "btree";
         if (!exact && !options.full && !(seed == 1 || (seed <= 3 && three))) continue;
         if (options.names.empty() && !options.full && !one.named) continue;
         if (!named(options, one.name, system, seed)) continue;

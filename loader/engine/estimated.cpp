@@ -15,7 +15,7 @@ constexpr __u32 kOrderHuge = 9;
 // A rotation over all pages takes so many epochs, so that a page the kernel
 // moved by itself is not taken for where it was for longer.
 constexpr __u64 kWalkTurnEpochs = 64;
-constexpr __u64 kWalkMinPages = 1024;
+constexpr __u64 kWalkMinPages = 8192;
 // How often finer ranges are tried.
 constexpr __u64 kFinerEpochs = 16;
 // After so long without a move, passes are made each kRestEpochs.
@@ -283,7 +283,7 @@ std::vector<Partition::Span> EstimatedPartition::to_walk(__u64 budget_pages, std
   auto take = [&](__u64 space, __u64 start, __u64 end, __u64& budget) {
     __u64 pages = std::min((end - start) >> HT_PAGE_SHIFT, budget);
     budget -= pages;
-    spans.push_back({space, start, end});
+    spans.push_back({space, start, end, pages});
   };
   __u64 budget = budget_pages;
   std::size_t done = 0;

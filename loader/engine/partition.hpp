@@ -113,6 +113,7 @@ class Partition {
     __u64 space = 0;
     __u64 start = 0;
     __u64 end = 0;
+    __u64 pages = HT_UNKNOWN64;  // to be found at most
   };
   virtual bool knows_pages() const { return false; }
   // Each within one mapping, about so many pages in all. changed: spaces that may

@@ -295,10 +295,7 @@ void Scope::measure_growth() {
   for (const auto& [id, space] : spaces_.spaces())
     if (space.rss_epoch == epoch_) grown += space.grown_pages;
   grown_[epoch_ % grown_.size()] = grown;
-  // Once in a while more is seen to come at once: only what comes again counts.
-  std::array<__u64, kYoungEpochs> sorted = grown_;
-  std::nth_element(sorted.begin(), sorted.begin() + 1, sorted.end(), std::greater<>());
-  coming_pages_ = std::min(sorted[1], budget_pages_);
+  coming_pages_ = std::min(*std::max_element(grown_.begin(), grown_.end()), budget_pages_);
 }
 
 // The range that is most like what is allocated next: of the youngest memory, as
@@ -321,10 +318,10 @@ __u32 Scope::like_what_comes() const {
   return kNoRange;
 }
 
-// Of the fast tier, what is free and can be had.
+// What is free of the fast tier and may be filled with what is hot.
 __u64 Scope::free_room(const EpochInput& input) const {
   auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
-  reserve = std::max({reserve, withheld_pages_, input.fast_watermark_pages});
+  reserve = std::max({reserve, withheld_pages_, input.fast_watermark_pages + coming_pages_});
   return input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
 }
 
@@ -340,10 +337,10 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
     return {};
   }
   const __u32 like = like_what_comes();
-  const __u64 free = free_room(input);
   // Room that is missing for what will be allocated until the next epoch.
   __u64 missing = 0;
   if (like != kNoRange && !input.surplus_pages) {
+    const __u64 free = input.fast_free_pages - std::min(input.fast_free_pages, input.fast_watermark_pages);
     missing = coming_pages_ - std::min(coming_pages_, free);
     const __u64 bound = report.scope.fast_capacity_pages;
     if (input.accounts && own_pages_[HT_TIER_FAST] + coming_pages_ > bound)
@@ -363,7 +360,7 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   __u64 slow_room = input.slow_free_pages;
   std::vector<PlanEntry> plan = make_room(cold, ranges_, like, missing, slow_room);
   report.coming_pages = coming_pages_;
-  __u64 room = free - std::min(free, coming_pages_);
+  __u64 room = free_room(input);
   if (input.accounts) {
     // Within its bounds a scope grows; beyond them it only exchanges.
     const __u64 bound = report.scope.fast_capacity_pages;
@@ -633,7 +630,7 @@ Result<> Scope::look(const EpochInput& input, EpochReport& report) {
     for (; done < spans.size() && run.nr < HT_WALKS_MAX; ++done) {
       auto space = spaces_.spaces().find(spans[done].space);
       if (space == spaces_.spaces().end()) continue;
-      __u64 pages = (spans[done].end - spans[done].start) >> HT_PAGE_SHIFT;
+      const __u64 pages = std::min((spans[done].end - spans[done].start) >> HT_PAGE_SHIFT, spans[done].pages);
       ht_walk& w = run.walk[run.nr++];
       w = {};
       w.space = spans[done].space;
