@@ -145,16 +145,27 @@ Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& 
 
 std::uint64_t fast_watermark_pages(const Tiers& tiers, const Roots& roots) {
   std::ifstream in(roots.proc / "zoneinfo");
-  std::uint64_t pages = 0;
+  std::uint64_t pages = 0, low = 0, managed = 0;
   int node = -1;
-  // "Node 0, zone    DMA32", and for each zone a line "        low      1234"
+  // "Node 0, zone    DMA32"; then, among others, "  low  13", "  managed  3840" and at
+  // the end "  protection: (0, 235, 235)": what a zone keeps for those who cannot use higher ones.
   for (std::string line; std::getline(in, line);) {
     std::istringstream words(line);
     std::string word;
     words >> word;
-    std::uint64_t count = 0;
-    if (word == "Node") words >> node;
-    else if (word == "low" && words >> count && contains(tiers.nodes[HT_TIER_FAST], node)) pages += count;
+    if (word == "Node") {
+      words >> node;
+      low = managed = 0;
+    } else if (word == "low") {
+      words >> low;
+    } else if (word == "managed") {
+      words >> managed;
+    } else if (word == "protection:" && managed && contains(tiers.nodes[HT_TIER_FAST], node)) {
+      std::uint64_t most = 0, kept = 0;
+      char between = 0;
+      while (words >> between >> kept) most = std::max(most, kept);
+      pages += low + most;
+    }
   }
   return pages;
 }

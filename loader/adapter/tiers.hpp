@@ -40,7 +40,8 @@ struct TierUse {
 Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& roots = {});
 
 // Free memory of the fast tier below which the kernel allocates from slow memory
-// instead: the low watermarks of its zones. Nothing is known: 0.
+// instead: the low watermarks of its zones, and what lower zones keep for those who
+// cannot use higher ones. Nothing is known: 0.
 std::uint64_t fast_watermark_pages(const Tiers& tiers, const Roots& roots = {});
 
 }  // namespace hypertier

@@ -91,7 +91,7 @@ TEST(Tiers, TheWatermarkIsOfTheFastNodesOnly) {
   ASSERT_TRUE(tiers);
   EXPECT_EQ(fast_watermark_pages(*tiers, roots), 0U);
   roots.proc = roots.sys.parent_path() / "proc";
-  EXPECT_EQ(fast_watermark_pages(*tiers, roots), 13U + 125U + 250U);
+  EXPECT_EQ(fast_watermark_pages(*tiers, roots), 13U + 235U + 125U + 250U);
 }
 
 class Settings : public testing::Test {
