@@ -409,8 +409,8 @@ enum ht_mover {
 
 /*
  * hot goes from slow to fast, cold from fast to slow. An address of 0 means
- * that side is empty: the other one goes by migrate. Sides may be of different
- * spaces. The folio's order is found under the lock, not trusted.
+ * that side is empty: the other one goes by migrate (hot_pid of an empty hot side
+ * is who the room is for; 0: nobody). Sides may be of different spaces. The folio's order is found under the lock, not trusted.
  */
 struct ht_pair {
 	__u64 hot_space;

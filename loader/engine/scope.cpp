@@ -922,6 +922,7 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
     for (; end < plan.size() && end - next < HT_PAIRS_MAX; ++end) {
       const __u64 hot = plan[end].hot_pages();
       const __u64 cold = plan[end].cold_pages();
+      if (plan[end].coming != plan[next].coming) break;  // a run of their own
       if (up + hot > budget_pages || down + cold > budget_pages) break;
       if (up - promoted + hot + down - demoted + cold > rate_pages) {
         for (std::size_t i = end; i < plan.size() && up + plan[i].hot_pages() <= budget_pages; ++i) {
@@ -966,10 +967,12 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
         ht_pair& pair = pairs[run.nr++];
         pair = {};
         pair.user = static_cast<__u32>(i);
-        if (hot) {
+        if (hot || entry.coming) {  // room is for the one who will take it
           const tier_range& range = ranges_[entry.hot_range];
           pair.hot_space = range.space;
           pair.hot_pid = range.pid;
+        }
+        if (hot) {
           pair.hot_addr = HT_PAGE_ADDR(entry.hot);
           report.planned_pages += entry.hot_pages();
         }
