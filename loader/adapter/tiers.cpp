@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "adapter/tiers.hpp"
 
+#include <numaif.h>
+
 #include <algorithm>
 #include <charconv>
 #include <fstream>
@@ -141,6 +143,12 @@ Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& 
     }
   }
   return use;
+}
+
+void prefer_slow(const Tiers& tiers) {
+  constexpr int kPreferredMany = 5;  // MPOL_PREFERRED_MANY, Linux 5.15, not known to libnuma's header
+  const unsigned long nodes = tiers.masks().nodes[HT_TIER_SLOW];
+  set_mempolicy(kPreferredMany, &nodes, kNodesMax + 1);  // older kernels: as before
 }
 
 std::uint64_t fast_watermark_pages(const Tiers& tiers, const Roots& roots) {

@@ -39,6 +39,10 @@ struct TierUse {
 
 Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& roots = {});
 
+// What this thread, and those it starts, allocate from now on is slow memory if there
+// is any.
+void prefer_slow(const Tiers& tiers);
+
 // Free memory of the fast tier below which the kernel allocates from slow memory
 // instead: the low watermarks of its zones, and what lower zones keep for those who
 // cannot use higher ones. Nothing is known: 0.

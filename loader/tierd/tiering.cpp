@@ -427,6 +427,10 @@ std::uint64_t Tiering::watermark_pages() {
 }
 
 ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns) {
+  // The engine's estimates, ranges and history (some 10 MiB) are not what fast memory is
+  // there for, and would take the room that is made for the scope.
+  thread_local const bool aside = (prefer_slow(tiers_), true);
+  static_cast<void>(aside);
   ScopeThread::Outcome outcome;
   const auto failed = [&](const Error& error) {
     outcome.error = error;
