@@ -321,7 +321,7 @@ __u32 Scope::like_what_comes() const {
 // What is free of the fast tier and may be filled with what is hot.
 __u64 Scope::free_room(const EpochInput& input) const {
   auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
-  reserve = std::max({reserve, withheld_pages_, input.fast_watermark_pages + coming_pages_});
+  reserve = std::max({reserve, withheld_pages_, input.fast_watermark_pages + room_target()});
   return input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
 }
 
@@ -341,7 +341,7 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   __u64 missing = 0;
   if (like != kNoRange && !input.surplus_pages) {
     const __u64 free = input.fast_free_pages - std::min(input.fast_free_pages, input.fast_watermark_pages);
-    missing = coming_pages_ - std::min(coming_pages_, free);
+    missing = room_target() - std::min(room_target(), free);
     const __u64 bound = report.scope.fast_capacity_pages;
     if (input.accounts && own_pages_[HT_TIER_FAST] + coming_pages_ > bound)
       missing = std::max(missing, std::min(coming_pages_, own_pages_[HT_TIER_FAST] + coming_pages_ - bound));

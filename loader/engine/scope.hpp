@@ -99,6 +99,9 @@ class Scope {
   [[nodiscard]] Result<> select_hot(EpochReport& report);
   [[nodiscard]] Result<> select_cold(__u64 need, __u32 hottest, EpochReport& report);
   void measure_growth();
+  // Twice: the kernel looks at what is free without what lies in its lists by CPU, and
+  // gives nothing at all below the watermark.
+  __u64 room_target() const { return 2 * coming_pages_; }
   __u32 like_what_comes() const;
   __u64 free_room(const EpochInput& input) const;
   [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,

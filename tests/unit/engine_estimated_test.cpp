@@ -265,7 +265,7 @@ TEST(Estimated, RoomIsMadeForWhatComes) {
     landed_cold += c;
   }
   EXPECT_GE(landed_hot, 40 * Growing::kGrowth * 9 / 10);
-  EXPECT_LE(landed_cold, 40 * Growing::kGrowth / 4);
+  EXPECT_LE(landed_cold, 40 * Growing::kGrowth / 2);
   EXPECT_EQ(cold.machine.resident(kSpace, kBase, kBase + 1024 * HT_PAGE_SIZE, HT_TIER_FAST), 1024U);
 }
 
