@@ -705,7 +705,8 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
 
 // A recorded run, epoch by epoch: what it maps, touches and samples is the
 // record's, where its pages are is what the engine makes of it. Pages that came
-// later are put where they were put then, if there is room.
+// later are fast where there is room, as the kernel has it, without its watermarks and its
+// lists by CPU.
 nlohmann::json replay_trace(const std::string& path, const std::string& policy, const Options& options) {
   auto trace = trace::Reader::open(path);
   if (!trace) die(trace.error());
