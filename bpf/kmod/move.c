@@ -10,7 +10,9 @@
  *
  * migrate: the kernel's own migrate_pages(), for what cannot be swapped in
  * place (page cache, swap cache, mlocked, unequal sizes) and for a side
- * without a partner. Demotions go first, so that promotions find room.
+ * without a partner. Demotions go first, so that promotions find room. A hot
+ * huge page that finds no block of its size goes in pieces: its place is then
+ * in many pages that were demoted for it. A cold one is left whole.
  *
  * Why an exchange is consistent. Let A and B be the folios, a and b their
  * identities (contents, mapping, index, memcg, and the flags in SWAPPED).
@@ -462,15 +464,18 @@ static struct folio *allocate(struct folio *source, unsigned long private)
 	return NULL;
 }
 
-/* A folio that migrate_pages() left on the list: whose was it, and why? */
+/* A folio that migrate_pages() left on the list: whose was it, or a piece of whose, and why? */
 static void note_left(struct folio *folio, u32 nr, int s, const struct target *target)
 {
+	unsigned long pfn = folio_pfn(folio);
 	u32 i;
 
 	for (i = 0; i < nr; i++) {
 		struct side *side = &slots[i].side[s];
 
-		if (slots[i].plan != PLAN_MIGRATE || side->folio != folio)
+		/* one that is not on a list is no name: its page may be a piece's by now */
+		if (slots[i].plan != PLAN_MIGRATE || !side->listed ||
+		    pfn - folio_pfn(side->folio) >= side->pages)
 			continue;
 		side->result = folio_maybe_dma_pinned(folio) ? HT_MOVE_PINNED :
 			       target->full ? HT_MOVE_NO_MEMORY : HT_MOVE_BUSY;
@@ -514,8 +519,9 @@ static void migrate(u32 nr, int s, struct ht_exchange_run *run)
 	list_for_each_entry(folio, &list, lru)
 		folio_put(folio);
 	if (!list_empty(&list)) {
+		/* MR_NUMA_MISPLACED: nothing is split; any other reason: what finds no block is */
 		ht_call(migrate_pages)(&list, allocate, NULL, (unsigned long)&target, MIGRATE_ASYNC,
-				       MR_NUMA_MISPLACED, NULL);
+				       s == HOT ? MR_SYSCALL : MR_NUMA_MISPLACED, NULL);
 		run->batches++;
 		run->flush_calls++;	/* migrate_pages() flushes once a batch as well */
 	}
@@ -679,7 +685,6 @@ __bpf_kfunc_start_defs();
 __bpf_kfunc int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, struct ht_pair *pairs,
 				   u32 pairs__sz)
 {
-	u64 start_ns = ktime_get_ns();
 	u32 nr, flags;
 
 	if (run__sz < sizeof(*run))
@@ -698,7 +703,6 @@ __bpf_kfunc int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, str
 	mutex_lock(&move_mutex);
 	move_all(pairs, nr, flags, run);
 	mutex_unlock(&move_mutex);
-	run->ns = ktime_get_ns() - start_ns;
 	return 0;
 }
 

@@ -7,7 +7,8 @@
 namespace hypertier {
 
 std::vector<PlanEntry> make_plan(std::span<const Listed> hot, std::span<const Listed> cold,
-                                 std::span<const tier_range> ranges, __u64 fast_room, __u64 slow_room) {
+                                 std::span<const tier_range> ranges, __u64 fast_room, __u64 slow_room,
+                                 bool large_alone) {
   constexpr std::size_t kOrders = HT_PAGE_ORDER_MASK + 1;
   auto heat = [&](const Listed& listed) { return ranges[listed.range].heat; };
   std::vector<PlanEntry> plan;
@@ -38,6 +39,7 @@ std::vector<PlanEntry> make_plan(std::span<const Listed> hot, std::span<const Li
   std::size_t c = 0;
   __u32 provider = kNoRange;  // whose pages made the room in use; kNoRange: it was free
   for (std::size_t h : left) {
+    if (!large_alone && HT_PAGE_ORDER(hot[h].page) != 0) continue;
     std::size_t mark = plan.size();
     __u64 fast = fast_room;
     __u64 slow = slow_room;

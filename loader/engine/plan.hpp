@@ -36,11 +36,13 @@ struct PlanEntry {
 
 // hot: hottest first, cold: coldest first; heat: by range. fast_room and
 // slow_room: pages that may be filled. No entry swaps equals, no page is
-// demoted without a hotter one that takes its place. Entries are in the order
+// demoted without a hotter one that takes its place. large_alone: pages above
+// order 0 may move without a partner of their size. Entries are in the order
 // of their hot side; within one need, what makes room comes before what takes
 // it.
 std::vector<PlanEntry> make_plan(std::span<const Listed> hot, std::span<const Listed> cold,
-                                 std::span<const tier_range> ranges, __u64 fast_room, __u64 slow_room);
+                                 std::span<const tier_range> ranges, __u64 fast_room, __u64 slow_room,
+                                 bool large_alone = true);
 
 // The coldest pages, as many as are wanted, go so that memory like that of range
 // `like` finds room when it is allocated. Takes them off the front of cold.

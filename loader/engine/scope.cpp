@@ -25,6 +25,9 @@ constexpr std::size_t kWalkBatch = 512;
 constexpr int kWalkRounds = 8;
 // Longest time for which refused pages are not offered again, epochs.
 constexpr __u32 kHoldMax = 8;
+// How long pages above order 0 do not move without a partner of their size after one
+// that could not, epochs: doubled each time.
+constexpr __u64 kLargeWaitMin = 8, kLargeWaitMax = 512;
 // How long free room that could not be had is left alone, epochs.
 constexpr __u64 kWithheldEpochs = 32;
 
@@ -337,6 +340,7 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
     return {};
   }
   const __u32 like = like_what_comes();
+  report.coming_pages = coming_pages_;
   // Room that is missing for what will be allocated until the next epoch.
   __u64 missing = 0;
   if (like != kNoRange && !input.surplus_pages) {
@@ -359,14 +363,13 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   std::span<const Listed> cold = cold_;
   __u64 slow_room = input.slow_free_pages;
   std::vector<PlanEntry> plan = make_room(cold, ranges_, like, missing, slow_room);
-  report.coming_pages = coming_pages_;
   __u64 room = free_room(input);
   if (input.accounts) {
     // Within its bounds a scope grows; beyond them it only exchanges.
     const __u64 bound = report.scope.fast_capacity_pages;
     room = std::min(room, bound > own_pages_[HT_TIER_FAST] ? bound - own_pages_[HT_TIER_FAST] : 0);
   }
-  const std::vector<PlanEntry> moves = make_plan(hot_, cold, ranges_, room, slow_room);
+  const std::vector<PlanEntry> moves = make_plan(hot_, cold, ranges_, room, slow_room, epoch_ >= large_waits_until_epoch_);
   plan.insert(plan.end(), moves.begin(), moves.end());
   report.decision = Decision::kNothingColder;
   if (plan.empty()) return {};
@@ -1011,6 +1014,13 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
           withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
           withheld_until_epoch_ = epoch_ + kWithheldEpochs;
+        }
+        // Or room would be made for it each epoch anew.
+        if (!entry.cold && HT_PAGE_ORDER(entry.hot) != 0) {
+          const bool done = pair.hot_result == HT_MOVE_DONE;
+          if (done) large_wait_epochs_ = large_waits_until_epoch_ = 0;
+          else if (large_waits_until_epoch_ <= epoch_)
+            large_waits_until_epoch_ = epoch_ + (large_wait_epochs_ = std::clamp(2 * large_wait_epochs_, kLargeWaitMin, kLargeWaitMax));
         }
       }
       if (entry.cold)

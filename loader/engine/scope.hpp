@@ -147,6 +147,8 @@ class Scope {
   // because of its watermarks, and when to ask again.
   __u64 withheld_pages_ = 0;
   __u64 withheld_until_epoch_ = 0;
+  __u64 large_wait_epochs_ = 0;  // after a page above order 0 that could not move alone
+  __u64 large_waits_until_epoch_ = 0;
 
   // of the epoch in progress
   __u64 epoch_ = 0;

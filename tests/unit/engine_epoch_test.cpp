@@ -265,6 +265,34 @@ TEST(EngineEpoch, RoomThatTheKernelWithholdsIsNotAskedForAgainAndAgain) {
   EXPECT_LE(rig.engine.totals().failed_pages_total[HT_MOVE_NO_MEMORY], 400u);
 }
 
+// Small pages make room for a huge one, which finds no block of its size.
+TEST(EngineEpoch, RoomIsNotMadeAgainAndAgainForAHugePageThatCannotCome) {
+  Rig rig;
+  rig.machine.size_pages[HT_TIER_FAST] = 2048;
+  rig.policy.classify = by_samples;
+  rig.machine.map(1, kA, kA + 2 * kMiB);
+  rig.machine.map(1, kB, kB + 8 * kMiB);
+  rig.start(10, 1);
+  rig.machine.populate(1, kA, kA + 2 * kMiB, HT_TIER_SLOW, 9);
+  rig.machine.populate(1, kB, kB + 8 * kMiB, HT_TIER_FAST);
+  for (auto& [address, page] : rig.machine.spaces_by_id[1].pages)
+    if (address < kB) page.stuck = HT_MOVE_NO_MEMORY;
+  __u64 demoted = 0;
+  for (int e = 0; e < 60; ++e) {
+    rig.source.touch(1, kA, 1000);
+    rig.source.touch(1, kB, 10);
+    demoted += rig.epoch().moved.demoted_pages;
+  }
+  EXPECT_GE(demoted, 512u);
+  EXPECT_LE(demoted, 4 * 512u);
+  for (auto& [address, page] : rig.machine.spaces_by_id[1].pages) page.stuck = HT_MOVE_NONE;
+  for (int e = 0; e < 80; ++e) {
+    rig.source.touch(1, kA, 1000);
+    rig.epoch();
+  }
+  EXPECT_EQ(rig.machine.resident(1, kA, kA + 2 * kMiB, HT_TIER_FAST), 512u);
+}
+
 TEST(EngineEpoch, FeedbackNamesRangesAndPages) {
   Two rig;
   std::map<__u64, tier_result> results;

@@ -370,6 +370,48 @@ std::uint64_t free_pages(int node) {
   return std::stoull(text.substr(text.find("MemFree:") + 8)) / 4;
 }
 
+constexpr std::uint64_t kFull = 900;  // pages: 1 % of 384 MiB
+
+// A process that takes what is free of the fast node, in small pages, for as long as this lives.
+class Filler {
+ public:
+  Filler() : reserve_(read_file(kReserve)) {
+    // khugepaged has raised it to tens of MiB: below them the kernel would not fill
+    write_file(kReserve, "1024");
+    int ready[2];
+    if (pipe(ready)) throw std::runtime_error("no pipe");
+    process_ = fork();
+    if (!process_) {
+      // MemFree lags by what the CPUs hold: only a row of chunks that change nothing says full
+      for (int stuck = 0; free_pages(kFastNode) > kFull && stuck < 16;) {
+        char* data = static_cast<char*>(mmap(nullptr, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        madvise(data, 1 << 20, MADV_NOHUGEPAGE);
+        unsigned long mask = 1 << kFastNode;
+        mbind(data, 1 << 20, MPOL_PREFERRED, &mask, 64, 0);
+        std::uint64_t before = free_pages(kFastNode);
+        for (int i = 0; i < 1 << 20; i += kPage) data[i] = 1;
+        stuck = free_pages(kFastNode) + 64 > before ? stuck + 1 : 0;
+      }
+      (void)!write(ready[1], "x", 1);
+      for (;;) pause();
+    }
+    char c;
+    (void)!read(ready[0], &c, 1);
+    for (int end : ready) close(end);
+  }
+  ~Filler() {
+    kill(process_, SIGKILL);
+    write_file(kReserve, reserve_);
+    waitpid(process_, nullptr, 0);
+  }
+  Filler(const Filler&) = delete;
+
+ private:
+  static constexpr const char* kReserve = "/proc/sys/vm/min_free_kbytes";
+  std::string reserve_;
+  pid_t process_;
+};
+
 // Less than 1 % of the fast tier is free, and nothing may be taken from it
 // that is not given back: swapping needs no room, and migrate makes it first.
 TEST(Exchange, WorksWhenTheFastTierIsFull) {
@@ -377,30 +419,7 @@ TEST(Exchange, WorksWhenTheFastTierIsFull) {
   Memory hot(4 << 20, kSlowNode), cold(4 << 20, kFastNode);
   fill(hot, 17);
   fill(cold, 18);
-  constexpr std::uint64_t kFull = 900;  // pages: 1 % of 384 MiB
-  int ready[2];
-  ASSERT_EQ(pipe(ready), 0);
-  // khugepaged has raised it to tens of MiB: below them the kernel would not fill
-  const std::string knob = "/proc/sys/vm/min_free_kbytes";
-  const std::string reserve = read_file(knob);
-  write_file(knob, "1024");
-  pid_t filler = fork();
-  if (!filler) {
-    // MemFree lags by what the CPUs hold: only a row of chunks that change nothing says full
-    for (int stuck = 0; free_pages(kFastNode) > kFull && stuck < 16;) {
-      char* data = static_cast<char*>(mmap(nullptr, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-      madvise(data, 1 << 20, MADV_NOHUGEPAGE);
-      unsigned long mask = 1 << kFastNode;
-      mbind(data, 1 << 20, MPOL_PREFERRED, &mask, 64, 0);
-      std::uint64_t before = free_pages(kFastNode);
-      for (int i = 0; i < 1 << 20; i += kPage) data[i] = 1;
-      stuck = free_pages(kFastNode) + 64 > before ? stuck + 1 : 0;
-    }
-    (void)!write(ready[1], "x", 1);
-    for (;;) pause();
-  }
-  char c;
-  (void)!read(ready[0], &c, 1);
+  const Filler filler;
   std::uint64_t free = free_pages(kFastNode);
   EXPECT_LT(free, 3 * kFull) << "the fast tier is not full";
   ht_exchange_run swapped = mover().move(getpid(), slow_pages(hot), getpid(), fast_pages(cold));
@@ -415,11 +434,33 @@ TEST(Exchange, WorksWhenTheFastTierIsFull) {
   EXPECT_GE(migrated.promoted_pages, 900u);
   EXPECT_EQ(wrong(hot, 17), 0u);
   EXPECT_EQ(wrong(cold, 18), 0u);
-  kill(filler, SIGKILL);
-  write_file(knob, reserve);
-  waitpid(filler, nullptr, 0);
-  close(ready[0]);
-  close(ready[1]);
+}
+
+// The room that small pages made for a huge one is nowhere in one piece.
+TEST(Migrate, AHugePageWithoutABlockOfItsSizeGoesInPieces) {
+  Device device;
+  Memory cold(kHuge, kFastNode), hot(kHuge, kSlowNode, true);
+  fill(hot, 19);  // first: a huge page of zeros is split by who looks for free memory
+  fill(cold, 20);
+  const Filler filler;
+  auto up = slow_pages(hot), down = fast_pages(cold);
+  ASSERT_EQ(up.size(), 1u);
+  ASSERT_EQ(down.size(), 512u);
+  const std::uint64_t space = mover().space_of(getpid());
+  const auto pid = static_cast<__u32>(getpid());
+  auto pairs = mover().pairs();
+  for (std::size_t i = 0; i < down.size(); i++)
+    pairs[i] = {.hot_space = 0, .hot_addr = 0, .cold_space = space, .cold_addr = HT_PAGE_ADDR(down[i]), .hot_pid = 0, .cold_pid = pid};
+  pairs[down.size()] = {.hot_space = space, .hot_addr = HT_PAGE_ADDR(up[0]), .cold_space = 0, .cold_addr = 0, .hot_pid = pid, .cold_pid = 0};
+  mover().exchange() = {};
+  mover().exchange().nr = static_cast<__u32>(down.size() + 1);
+  ASSERT_EQ(mover().call("exchange_run"), 0);
+  EXPECT_EQ(mover().exchange().demoted_pages, 512u);
+  EXPECT_EQ(mover().exchange().promoted_pages, 512u);
+  EXPECT_EQ(fast_pages(hot).size(), 512u);  // small ones
+  EXPECT_EQ(slow_pages(hot).size(), 0u);
+  EXPECT_EQ(wrong(hot, 19), 0u);
+  EXPECT_EQ(wrong(cold, 20), 0u);
 }
 
 TEST(Exchange, FailuresAreNamed) {
