@@ -13,13 +13,13 @@
 #include <algorithm>
 #include <fstream>
 #include <optional>
-#include <sstream>
 #include <utility>
 
 #include <CLI/CLI.hpp>
 
 #include "../cases.hpp"
 #include "../trace.hpp"
+#include "adapter/tiers.hpp"
 #include "events.hpp"
 #include "system.hpp"
 
@@ -52,26 +52,14 @@ double now_s() {
 
 // ---------------------------------------------------------- the fast node
 
-// Below this much free memory the kernel gives out none of the fast node to
-// whoever can have it elsewhere: the low watermarks of its zones.
-uint64_t withheld_bytes() {
-  std::istringstream zones(e2e::read_file("/proc/zoneinfo"));
-  uint64_t pages = 0;
-  int node = -1;
-  for (std::string line; std::getline(zones, line);) {
-    unsigned long long low;
-    std::sscanf(line.c_str(), "Node %d,", &node);
-    if (node == 0 && std::sscanf(line.c_str(), " low %llu", &low) == 1) pages += low;
-  }
-  return pages * 4096;
-}
-
 // Huge pages, which cannot be moved here, hold down what the workload is not
 // to have: all systems start from the same room. The kernel's watermarks stay
 // what they are by default, its tiering works within them.
 void hold_down(uint64_t usable_bytes) {
   e2e::write_file("/proc/sys/vm/drop_caches", "3");
-  usable_bytes += withheld_bytes();
+  auto tiers = hypertier::discover_tiers();
+  if (!tiers) die(tiers.error().message);
+  usable_bytes += hypertier::fast_watermark_pages(*tiers) * HT_PAGE_SIZE;
   const std::string pool = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
   for (int round = 0; round < 3; round++) {  // what could not be had at once, after compaction
     const uint64_t free = e2e::tiers().fast_free_bytes, held = std::stoull(e2e::read_file(pool));

@@ -410,7 +410,8 @@ enum ht_mover {
 /*
  * hot goes from slow to fast, cold from fast to slow. An address of 0 means
  * that side is empty: the other one goes by migrate (hot_pid of an empty hot side
- * is who the room is for; 0: nobody). Sides may be of different spaces. The folio's order is found under the lock, not trusted.
+ * is who the room is for; 0: nobody). Sides may be of different spaces. The
+ * folio's order is found under the lock, not trusted.
  */
 struct ht_pair {
 	__u64 hot_space;
@@ -442,7 +443,7 @@ struct ht_exchange_run {
 	__u64 failed_pages[HT_MOVE_RESULTS];
 	__u64 batches;
 	__u64 flush_calls;	/* batched TLB flushes asked for by this call */
-	__u64 ns;
+	__u64 ns;		/* CPU time of the thread that called, set by itself */
 };
 
 /*

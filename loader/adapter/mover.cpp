@@ -36,9 +36,9 @@ int last_cpu(__u32 pid) {
 // from one that another scope's policy runs on: it may not give it up for seconds.
 // Room for a process is made on its own CPU: what is freed stays in lists by CPU at
 // first, which hold thousands of pages, and from which nobody else allocates.
-class Elsewhere {
+class MovingCpu {
  public:
-  Elsewhere(std::span<const ht_pair> pairs, const std::set<pid_t>& calling) {
+  MovingCpu(std::span<const ht_pair> pairs, const std::set<pid_t>& calling) {
     if (sched_getaffinity(0, sizeof before_, &before_)) return;
     const auto is_room = [](const ht_pair& pair) { return !pair.hot_addr && pair.hot_pid; };
     if (!pairs.empty() && std::ranges::all_of(pairs, is_room)) {
@@ -70,11 +70,11 @@ class Elsewhere {
       if (pages > fewest) CPU_CLR(static_cast<std::size_t>(cpu), &others);
     moved_ = CPU_COUNT(&others) > 0 && CPU_COUNT(&others) < CPU_COUNT(&before_) && sched_setaffinity(0, sizeof others, &others) == 0;
   }
-  ~Elsewhere() {
+  ~MovingCpu() {
     if (moved_) sched_setaffinity(0, sizeof before_, &before_);
   }
-  Elsewhere(const Elsewhere&) = delete;
-  Elsewhere& operator=(const Elsewhere&) = delete;
+  MovingCpu(const MovingCpu&) = delete;
+  MovingCpu& operator=(const MovingCpu&) = delete;
 
  private:
   cpu_set_t before_;
@@ -150,7 +150,7 @@ Result<> Mover::run_exchange(ht_exchange_run& header) {
     std::lock_guard held(callers_lock_);
     calling = calling_;
   }
-  Elsewhere elsewhere(pairs().first(header.nr), calling);
+  const MovingCpu cpu(pairs().first(header.nr), calling);
   const std::uint64_t start_ns = cpu_ns();
   if (syscall_nodes_) {
     move_by_syscall(pairs().first(std::min<std::size_t>(header.nr, HT_PAIRS_MAX)), *syscall_nodes_, header);
