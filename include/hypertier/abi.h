@@ -195,7 +195,8 @@ struct tier_range {
 	__u32 heat;		/* the only ranking key: higher is hotter */
 	__u32 action;		/* enum tier_action */
 	/* estimates of the engine */
-	__u32 rate;		/* flag ESTIMATED: 1/64 samples per epoch and GiB, else 0 */
+	__u32 rate;		/* flag ESTIMATED: what may be expected, from what pages with the same
+				 * estimate had lately: 1/64 samples per epoch and GiB; else 0 */
 	__u32 uneven;		/* relative variance of heat inside, beyond chance, in 1/256: a lower bound.
 				 * 0: even, or too few samples to tell. Units: granules; pages if
 				 * the range is no larger than one. */

@@ -16,6 +16,9 @@ constexpr float kDecay = kDecay256 / 256.0F;
 constexpr __u32 kPieceUnit = 4;  // piece counts are in 1/4 samples
 constexpr unsigned kKeys = 1 << 16;
 constexpr unsigned kTieKeys = 48;  // a fifth of an octave
+constexpr unsigned kClassShift = 6;  // keys of a class: a quarter of an octave
+// Classes that are worth the same still differ a little: their order is kept.
+constexpr float kWorthStep = 0.01F;
 constexpr __u32 kAgeMax = 4096;  // older than that is as good as for ever
 // Granules per epoch whose samples are used to judge the time scales.
 constexpr __u32 kPredicted = 1024;
@@ -341,12 +344,14 @@ void Estimate::set_unit(__u32 unit) {
 
 // Before samples are counted: would each scale have had these pages on top?
 void Estimate::predict(const Granule& g, std::span<const PageSamples> sampled, __u32 total) {
-  if (!passed_ || (granules_ > kPredicted && predict_turn_++ % (granules_ / kPredicted + 1) != 0)) return;
+  const auto turns = granules_ > kPredicted ? static_cast<__u32>(granules_ / kPredicted + 1) : 1;
+  if (!passed_ || predict_turn_++ % turns != 0) return;
   for (int s = 0; s < kScales; ++s) {
     const unsigned cut = key_of(cut_[s]);
     auto hit = [&](float rate, __u32 n) {
       unsigned key = key_of(rate);
       epoch_hits_[s] += key > cut + kTieKeys ? n : key + kTieKeys >= cut ? n * tie_share_[s] : 0.0F;
+      classes_[s][key >> kClassShift].hits += static_cast<float>(n * turns);
     };
     if (g.huge) {
       hit(g.rate[s], total);
@@ -489,6 +494,63 @@ void Estimate::end_fold(__u64 top_pages) {
   if (density_ > settings_.dense) set_unit(4);
   if (density_ < settings_.dense / 2) set_unit(16);
   choose();
+  for (int s = 0; s < kScales; ++s) judge(s);
+  classes_fresh_ = false;
+}
+
+// Adds what the epoch brought to the classes of the last pass. Only that of the very
+// next epoch: pages that had samples since then are in another class by now.
+void Estimate::judge(int scale) {
+  for (Class& c : classes_[scale]) {
+    if (classes_fresh_ && epoch_samples_ && !by_bits_) {
+      const auto keep = static_cast<float>(settings_.worth_keep);
+      c.brought = keep * c.brought + c.hits;
+      c.of = keep * c.of + c.pages;
+    }
+    c.hits = 0;
+  }
+}
+
+// The rates that classes were seen to have, and the estimate where little was seen;
+// neighbours out of order are taken together.
+void Estimate::draw_worth() {
+  struct Block {
+    double brought;
+    double of;
+    std::size_t first;
+    double worth() const { return brought / of; }
+  };
+  std::vector<Block> blocks;
+  worth_.clear();
+  const auto& classes = classes_[scale_];
+  for (unsigned i = 0; i < classes.size(); ++i) {
+    const Class& c = classes[i];
+    if (c.of <= 0) continue;
+    const float rate = rate_of((i << kClassShift) + (1U << kClassShift) / 2);
+    blocks.push_back({c.brought + settings_.worth_prior, c.of + settings_.worth_prior / rate, worth_.size()});
+    worth_.push_back({std::log2(rate), 0});
+    while (blocks.size() > 1 && blocks[blocks.size() - 2].worth() >= blocks.back().worth()) {
+      const Block last = blocks.back();
+      blocks.pop_back();
+      blocks.back().brought += last.brought;
+      blocks.back().of += last.of;
+    }
+  }
+  for (std::size_t b = 0; b < blocks.size(); ++b)
+    for (std::size_t i = blocks[b].first, end = b + 1 < blocks.size() ? blocks[b + 1].first : worth_.size(); i < end; ++i)
+      worth_[i].worth = static_cast<float>(std::log2(blocks[b].worth()));
+  for (std::size_t i = 1; i < worth_.size(); ++i)
+    worth_[i].worth = std::max(worth_[i].worth, worth_[i - 1].worth + kWorthStep * (worth_[i].key - worth_[i - 1].key));
+}
+
+float Estimate::worth(float rate) const {
+  if (worth_.empty() || rate <= 0) return rate;
+  const float key = std::log2(rate);
+  auto above = std::lower_bound(worth_.begin(), worth_.end(), key, [](const Worth& w, float k) { return w.key < k; });
+  if (above == worth_.begin()) return std::exp2(above->worth + key - above->key);
+  const Worth& below = *std::prev(above);
+  if (above == worth_.end()) return std::exp2(below.worth + key - below.key);
+  return std::exp2(below.worth + (above->worth - below.worth) * (key - below.key) / (above->key - below.key));
 }
 
 double Estimate::bit_interval_ns(__u64 top_pages) const {
@@ -714,6 +776,12 @@ void Estimate::estimate(int scale, __u64 top_pages) {
   }
   learn(scale, d);
 
+  for (unsigned c = 0; c < kClasses; ++c) {
+    __u64 pages = 0;
+    for (unsigned key = c << kClassShift; key < (c + 1) << kClassShift; ++key) pages += histogram[key];
+    classes_[scale][c].pages = static_cast<float>(pages);
+  }
+
   __u64 above = 0;
   double sum = 0;
   unsigned key = kKeys;
@@ -742,6 +810,7 @@ void Estimate::estimate(int scale, __u64 top_pages) {
 }
 
 void Estimate::pass(__u64 top_pages) {
+  for (auto& classes : classes_) classes.resize(kClasses);
   if (ages_[0].empty()) age_tables();
   ++pass_;
   for (int s = 0; s < kScales; ++s) {
@@ -753,7 +822,8 @@ void Estimate::pass(__u64 top_pages) {
     }
     estimate(s, top_pages);
   }
-  passed_ = true;
+  passed_ = classes_fresh_ = true;
+  draw_worth();
 }
 
 }  // namespace hypertier

@@ -54,6 +54,10 @@ struct EstimateSettings {
   // Above so many samples per page of the top set and epoch, a sample adds a
   // quarter of what it adds below.
   double dense = 0.3;
+  // Weight of the past in what estimates are worth, per epoch: half-life of 8.
+  double worth_keep = 0.917;
+  // How many samples it takes to say as much about that as the estimate itself.
+  double worth_prior = 4;
   // A pass looks into all pages of up to so many; of more, into each second,
   // fourth or eighth 64 KiB piece of each 2 MiB (dispersion, cut).
   __u64 looked_pages = 1 << 21;
@@ -144,6 +148,11 @@ class Estimate {
   // The same for its 64 KiB pieces.
   void piece_rates(const Granule& granule, float out[kPieces]) const { pieces(granule, scale_, out); }
 
+  // What pages whose rate was estimated so were seen to have in the epochs that
+  // followed: what moving them may be expected to bring. Rises with the rate. Where
+  // most pages are alike, the estimates of those with a sample more are too high.
+  float worth(float rate) const;
+
   // In address order, space by space.
   using Visit = std::function<void(__u64 space, __u64 granule, Granule& g)>;
   void visit(const Visit& visit);
@@ -202,6 +211,20 @@ class Estimate {
     unsigned every;
   };
 
+  // Pages by estimated rate, four classes an octave, and what they brought, decayed.
+  static constexpr unsigned kClasses = 1 << 10;
+  struct Class {
+    float pages = 0;    // as of the last pass
+    float hits = 0;     // of this epoch
+    float brought = 0;  // hits
+    float of = 0;       // pages and epochs
+  };
+  // A point of the curve from estimated rate to what it is worth.
+  struct Worth {
+    float key;  // log2 of the rate
+    float worth;  // log2
+  };
+
   const Age& at(int scale, __u32 birth) const;
   // How much was seen of each of its pages.
   Age seen(int scale, const Granule& g) const;
@@ -216,6 +239,8 @@ class Estimate {
   void estimate(int scale, __u64 top_pages);
   void learn(int scale, const Dispersion (&d)[kLevels]);
   void choose();
+  void judge(int scale);
+  void draw_worth();
 
   EstimateSettings settings_;
   __u64 epoch_ = 0;
@@ -246,6 +271,9 @@ class Estimate {
   double touches_ = 0;
   double touches_variance_ = 0;
   double mean_rate_ = 0;
+  std::array<std::vector<Class>, kScales> classes_;
+  bool classes_fresh_ = false;  // the last pass was made in the epoch before
+  std::vector<Worth> worth_;
   std::array<std::vector<Age>, kScales> ages_;  // by epochs since birth
   __u32 random_ = 1;
   std::map<__u64, Space> spaces_;

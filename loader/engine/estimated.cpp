@@ -672,7 +672,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
     o.idle_epochs = static_cast<__u32>(epoch_ - std::max<__u64>(has.sampled_epoch, run.made_epoch));
     o.walk_epochs = 0;
     o.mapping = run.mapping;
-    o.rate = saturated(static_cast<double>(run.rate) * kRateUnit);
+    o.rate = saturated(static_cast<double>(estimate_.worth(run.rate)) * kRateUnit);
     const double mean2 = static_cast<double>(run.rate) * run.rate;
     o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <random>
 
@@ -75,6 +76,74 @@ struct Drawn {
   std::mt19937 rng;
   __u64 epoch = 0;
 };
+
+// All is alike, but counts are believed as if it were not: estimates differ by
+// chance, and are worth about the same.
+TEST(Estimate, WhatDiffersByChanceIsWorthTheSame) {
+  EstimateSettings settings;
+  settings.k_max = 0.3;
+  Drawn d(64, 1, settings);
+  std::fill(d.rate.begin(), d.rate.end(), 0.01);
+  d.epochs(30, 8 * kPages);
+  std::vector<float> estimated = d.rates();
+  std::sort(estimated.begin(), estimated.end());
+  const auto at = [&](double share) { return estimated[static_cast<std::size_t>(share * static_cast<double>(estimated.size()))]; };
+  const float low = at(0.05), high = at(0.95);
+  EXPECT_GT(high, 3 * low);
+  EXPECT_LT(d.estimate.worth(high), 1.5 * d.estimate.worth(low));
+  EXPECT_GT(d.estimate.worth(high), d.estimate.worth(low));  // in the same order
+  EXPECT_NEAR(d.estimate.worth(high), 0.01, 0.003);
+}
+
+// Of the pages whose estimates are worth about so much the mean rate is that.
+TEST(Estimate, WorthIsWhatIsSeenAfterwards) {
+  Drawn d(64, 2);
+  for (unsigned p = 0; p < d.rate.size(); ++p) d.rate[p] = 0.5 / (1 + p % 97);
+  d.epochs(60, d.rate.size() / 5);
+  std::vector<float> estimated = d.rates();
+  struct Bin {
+    double pages = 0, rate = 0, worth = 0;
+  };
+  std::map<int, Bin> bins;
+  for (unsigned p = 0; p < d.rate.size(); ++p) {
+    const float worth = d.estimate.worth(estimated[p]);
+    Bin& bin = bins[static_cast<int>(std::floor(std::log2(worth)))];
+    ++bin.pages, bin.rate += d.rate[p], bin.worth += worth;
+  }
+  int told = 0;
+  for (auto& [octave, bin] : bins) {
+    if (bin.pages < 200) continue;
+    ++told;
+    EXPECT_NEAR(bin.worth / bin.rate, 1, 0.2) << octave;
+  }
+  EXPECT_GE(told, 4);
+  float last = 0;
+  for (float rate = 1e-5F; rate < 10; rate *= 1.1F) {
+    EXPECT_GT(d.estimate.worth(rate), last);
+    last = d.estimate.worth(rate);
+  }
+}
+
+// Of hot memory that is hot no more, the estimate has not heard yet, but its worth has.
+TEST(Estimate, WhatWasHotIsWorthLessAtOnce) {
+  Drawn d(64, 3);
+  std::fill(d.rate.begin(), d.rate.begin() + kPages * 8, 0.3);
+  d.epochs(60, kPages * 8);
+  EXPECT_GT(d.estimate.worth(0.3F), 0.2);
+  std::fill(d.rate.begin(), d.rate.begin() + kPages * 8, 0.0);
+  std::fill(d.rate.begin() + kPages * 8, d.rate.begin() + kPages * 9, 0.3);  // something is to be seen
+  d.epochs(4, kPages * 8);
+  const std::vector<float> estimated = d.rates();
+  EXPECT_LT(d.estimate.worth(estimated[0]), 0.6 * estimated[0]);
+}
+
+TEST(Estimate, WithoutSamplesAnEstimateIsWorthItself) {
+  Estimate estimate;
+  EXPECT_EQ(estimate.worth(0.25F), 0.25F);
+  Drawn d(4);
+  d.epochs(5, kPages);
+  EXPECT_EQ(d.estimate.worth(0.25F), 0.25F);
+}
 
 TEST(Estimate, WeightAndNoiseAreThoseOfTheDecay) {
   Drawn d(1);

@@ -69,7 +69,7 @@ TEST_P(ScatteredTest, HotPiecesComeToTheFastTierAndStay) {
   EXPECT_LT(s.hot_in_fast(), 0.01);
   s.run(epochs);
   EXPECT_GT(s.hot_in_fast(), 0.95);
-  s.run(100);
+  s.run(40);
   EXPECT_GT(s.hot_in_fast(), 0.97);
   // what is in place is left in place: 0.2 % of the tier an epoch
   EXPECT_LE(s.run(20), 20 * kFast / 500);
