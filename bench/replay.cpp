@@ -266,6 +266,9 @@ class Memory final : public Machine {
     if (tier < HT_TIERS) ++resident_[tier];
   }
   __u64 resident(ht_tier tier) const { return resident_[tier]; }
+  // Of all moves, those that the page took back within 10 epochs.
+  double vain_share() const { return moves_ ? static_cast<double>(vain_) / static_cast<double>(moves_) : 0; }
+  void next_epoch() { ++epoch_; }
   __u64 free_fast() const { return room_pages > resident_[HT_TIER_FAST] ? room_pages - resident_[HT_TIER_FAST] : 0; }
 
   ht_spaces_run& spaces() override { return *spaces_; }
@@ -325,6 +328,10 @@ class Memory final : public Machine {
         if (result != HT_MOVE_DONE) return;
         ++moved;
         put(address >> HT_PAGE_SHIFT, to);
+        ++moves_;
+        auto [last, first] = moved_.try_emplace(address >> HT_PAGE_SHIFT, epoch_);
+        if (!first && epoch_ - last->second <= kVainEpochs) ++vain_;
+        last->second = epoch_;
       };
       move(p.cold_addr, HT_TIER_SLOW, p.cold_result, run.demoted_pages);
       if (p.hot_addr && !free_fast())
@@ -339,6 +346,11 @@ class Memory final : public Machine {
  private:
   std::unordered_map<__u64, std::array<__u8, HT_GRANULE_PAGES>> granules_;
   std::array<__u64, HT_TIERS> resident_{};
+  static constexpr __u64 kVainEpochs = 10;
+  std::unordered_map<__u64, __u64> moved_;  // by page: when last
+  __u64 epoch_ = 0;
+  __u64 moves_ = 0;
+  __u64 vain_ = 0;
   std::vector<ht_page_t> pages_ = std::vector<ht_page_t>(HT_PAGES_MAX);
   std::vector<ht_pair> pairs_ = std::vector<ht_pair>(HT_PAIRS_MAX);
   std::unique_ptr<ht_spaces_run> spaces_ = std::make_unique<ht_spaces_run>();
@@ -560,6 +572,7 @@ struct Outcome {
   double oracle = 0;
   double random = 0;
   double moved = 0;   // % of the fast tier an epoch, the same
+  double vain = 0;    // share of all moves, of the whole run
   int reached = -1;   // first epoch with 90 % of the oracle's hits
   double engine_ms = 0;
 };
@@ -677,6 +690,7 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
     if (recorder) recorder->epoch(input.epoch_ns, misses, hit, std::exchange(samples.kept, {}));
     const std::clock_t begin = std::clock();
     const EpochReport report = tierer.epoch();
+    memory.next_epoch();
     const double spent = 1e3 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
     outcome.engine_ms += spent / options.epochs;
     const double moved = 100 * static_cast<double>(report.moved.promoted_pages) / static_cast<double>(fast);
@@ -698,6 +712,7 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   outcome.hit /= counted;
   outcome.oracle = *std::max_element(oracle.begin(), oracle.end()) / counted;
   outcome.moved /= counted;
+  outcome.vain = memory.vain_share();
   outcome.random = options.fast_share;
   outcome.share = (outcome.hit - outcome.random) / std::max(1e-9, outcome.oracle - outcome.random);
   return outcome;
@@ -861,16 +876,16 @@ int main(int argc, char** argv) {
     std::printf("s = %g", options.density);
   std::printf(", %d epochs of %llu misses, fast tier %.0f %%; means of the last third\n", options.epochs, options.misses,
               100 * options.fast_share);
-  std::printf("%-14s %-11s %6s %6s %7s %9s %8s %10s\n", "workload", "policy", "share", "hit", "oracle", "moved %", "90 % at",
-              "engine ms");
+  std::printf("%-14s %-11s %6s %6s %7s %9s %8s %8s %10s\n", "workload", "policy", "share", "hit", "oracle", "moved %", "in vain",
+              "90 % at", "engine ms");
   for (const std::string& name : names)
     for (const std::string& policy : policies) {
       Outcome o = replay(name, policy, options);
       const bool gainful = o.oracle > o.random + 0.02;  // else a share says nothing
       char share[16];
       std::snprintf(share, sizeof share, "%.3f", o.share);
-      std::printf("%-14s %-11s %6s %6.3f %7.3f %9.3f %8s %10.2f\n", name.c_str(), policy.c_str(),
-                  gainful ? share : "-", o.hit, o.oracle, o.moved,
+      std::printf("%-14s %-11s %6s %6.3f %7.3f %9.3f %8.3f %8s %10.2f\n", name.c_str(), policy.c_str(),
+                  gainful ? share : "-", o.hit, o.oracle, o.moved, o.vain,
                   gainful && o.reached >= 0 ? std::to_string(o.reached).c_str() : "-", o.engine_ms);
       std::fflush(stdout);
     }

@@ -57,15 +57,19 @@ double now_s() {
 // what they are by default, its tiering works within them.
 void hold_down(uint64_t usable_bytes) {
   e2e::write_file("/proc/sys/vm/drop_caches", "3");
+  // Nor are they to be raised for a while by what is done here.
+  const std::string boost = "/proc/sys/vm/watermark_boost_factor", factor = e2e::read_file(boost);
+  e2e::write_file(boost, "0");
   auto tiers = hypertier::discover_tiers();
   if (!tiers) die(tiers.error().message);
-  usable_bytes += hypertier::fast_watermark_pages(*tiers) * HT_PAGE_SIZE;
+  usable_bytes += hypertier::zones_of_fast(*tiers).watermark_pages * HT_PAGE_SIZE;
   const std::string pool = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
   for (int round = 0; round < 3; round++) {  // what could not be had at once, after compaction
     const uint64_t free = e2e::tiers().fast_free_bytes, held = std::stoull(e2e::read_file(pool));
     if (free <= usable_bytes) break;
     e2e::write_file(pool, std::to_string(held + ((free - usable_bytes) >> 21)));
   }
+  e2e::write_file(boost, factor);
   const uint64_t free = e2e::tiers().fast_free_bytes;
   if (free > usable_bytes + (6 << 20) || free + (8 << 20) < usable_bytes)
     die("the fast node has " + std::to_string(free >> 20) + " MiB free instead of " + std::to_string(usable_bytes >> 20));

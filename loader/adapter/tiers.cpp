@@ -151,12 +151,14 @@ void prefer_slow(const Tiers& tiers) {
   set_mempolicy(kPreferredMany, &nodes, kNodesMax + 1);  // older kernels: as before
 }
 
-std::uint64_t fast_watermark_pages(const Tiers& tiers, const Roots& roots) {
+FastZones zones_of_fast(const Tiers& tiers, const Roots& roots) {
   std::ifstream in(roots.proc / "zoneinfo");
-  std::uint64_t pages = 0, low = 0, managed = 0;
+  FastZones zones;
+  std::uint64_t low = 0, managed = 0;
   int node = -1;
-  // "Node 0, zone    DMA32"; then, among others, "  low  13", "  managed  3840" and at
-  // the end "  protection: (0, 235, 235)": what a zone keeps for those who cannot use higher ones.
+  // "Node 0, zone    DMA32"; then, among others, "  low  13", "  managed  3840", at the end
+  // "  protection: (0, 235, 235)", what a zone keeps for those who cannot use higher ones,
+  // and for each CPU "  count: 63".
   for (std::string line; std::getline(in, line);) {
     std::istringstream words(line);
     std::string word;
@@ -168,14 +170,20 @@ std::uint64_t fast_watermark_pages(const Tiers& tiers, const Roots& roots) {
       words >> low;
     } else if (word == "managed") {
       words >> managed;
-    } else if (word == "protection:" && managed && contains(tiers.nodes[HT_TIER_FAST], node)) {
+    } else if (!managed || !contains(tiers.nodes[HT_TIER_FAST], node)) {
+      continue;
+    } else if (word == "protection:") {
       std::uint64_t most = 0, kept = 0;
       char between = 0;
       while (words >> between >> kept) most = std::max(most, kept);
-      pages += low + most;
+      zones.watermark_pages += low + most;
+    } else if (word == "count:") {
+      std::uint64_t count = 0;
+      words >> count;
+      zones.listed_pages += count;
     }
   }
-  return pages;
+  return zones;
 }
 
 }  // namespace hypertier

@@ -43,9 +43,17 @@ Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& 
 // is any.
 void prefer_slow(const Tiers& tiers);
 
-// Free memory of the fast tier below which the kernel allocates from slow memory
-// instead: the low watermarks of its zones, and what lower zones keep for those who
-// cannot use higher ones. Nothing is known: 0.
-std::uint64_t fast_watermark_pages(const Tiers& tiers, const Roots& roots = {});
+struct FastZones {
+  // Free memory below which the kernel allocates from slow memory instead: the low
+  // watermarks of the zones, and what lower zones keep for those who cannot use higher
+  // ones. It is for now: where the kernel had to break up a block of 2 MiB, it raises
+  // them until kswapd has been there (watermark_boost_factor).
+  std::uint64_t watermark_pages = 0;
+  // Free pages that lie in lists by CPU, which free memory does not count.
+  std::uint64_t listed_pages = 0;
+};
+
+// Of /proc/zoneinfo. Nothing is known: 0.
+FastZones zones_of_fast(const Tiers& tiers, const Roots& roots = {});
 
 }  // namespace hypertier

@@ -49,10 +49,13 @@ struct EngineSettings {
   // epochs; those with samples are checked each epoch.
   __u32 poll_epochs = 8;
   // Most pages that are moved in an epoch, each way, as a share of the fast
-  // tier (heat.md: 5 %), and never fewer than max_move_min_pages, or nothing
-  // huge could move on a small tier.
-  double max_move_share = 0.05;
+  // tier (heat.md: 5 %; twice that: what is hot arrives in half the time and no
+  // more is moved). Never fewer than max_move_min_pages, or nothing huge could
+  // move on a small tier, nor more than max_move_pages (1 GiB/s), or moving would
+  // take longer than an epoch on a large one.
+  double max_move_share = 0.1;
   __u64 max_move_min_pages = 2 * HT_GRANULE_PAGES;
+  __u64 max_move_pages = 256 * HT_GRANULE_PAGES;
   // Most pages that page-table walks visit in an epoch; about 10 ns each. A
   // larger range is walked in several epochs.
   __u64 max_walk_pages = 1 << 20;
@@ -93,6 +96,7 @@ struct EpochInput {
   __u64 fast_tier_pages = 0;      // size of the fast tier
   __u64 fast_free_pages = 0;      // free in it now
   __u64 fast_watermark_pages = 0;  // of these, what the kernel gives to nobody who can have slow memory
+  __u64 fast_listed_pages = 0;     // beside these, free ones in lists by CPU
   __u64 slow_free_pages = 0;      // free in the slow tier now
   __u64 fast_capacity_pages = 0;  // what the scope may use of the fast tier
   __u64 fast_max_pages = HT_UNKNOWN64;  // its bound: what is beyond it is demoted, hot or not

@@ -28,6 +28,8 @@ constexpr __u32 kHoldMax = 8;
 // How long pages above order 0 do not move without a partner of their size after one
 // that could not, epochs: doubled each time.
 constexpr __u64 kLargeWaitMin = 8, kLargeWaitMax = 512;
+// Of the fast tier, at most this is expected to be allocated in an epoch.
+constexpr double kRoomShareMax = 0.05;
 // How long free room that could not be had is left alone, epochs.
 constexpr __u64 kWithheldEpochs = 32;
 
@@ -165,10 +167,11 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   displaced_by_heat_.resize(ranges_.size());
   rate_.set(input.rate_bytes_per_s);
   rate_.refill(input.epoch_ns);
-  budget_pages_ = std::max(settings_.max_move_min_pages,
-                           static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)));
+  budget_pages_ = std::clamp(static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)),
+                             settings_.max_move_min_pages, settings_.max_move_pages);
   if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
-  measure_growth();
+  measure_growth(input.fast_tier_pages);
+  listed_[epoch_ % listed_.size()] = input.fast_listed_pages;
   report.ranges_visited += ranges_.size();
   if (input.accounts)
     if (auto done = account(input, report); !done) return done;
@@ -293,12 +296,13 @@ Result<> Scope::account(const EpochInput& input, EpochReport& report) {
 // What the scope allocates goes where there is room, and a fast tier that is full
 // has none. A program that grows mostly uses what it has just got, so as much is
 // kept free as it may get until the next epoch (TPP's headroom, by need).
-void Scope::measure_growth() {
+void Scope::measure_growth(__u64 fast_tier_pages) {
   __u64 grown = 0;
   for (const auto& [id, space] : spaces_.spaces())
     if (space.rss_epoch == epoch_) grown += space.grown_pages;
   grown_[epoch_ % grown_.size()] = grown;
-  coming_pages_ = std::min(*std::max_element(grown_.begin(), grown_.end()), budget_pages_);
+  const auto most = static_cast<__u64>(kRoomShareMax * static_cast<double>(fast_tier_pages));
+  coming_pages_ = std::min(*std::max_element(grown_.begin(), grown_.end()), std::max(most, settings_.max_move_min_pages));
 }
 
 // The range that is most like what is allocated next: of the youngest memory, as
@@ -321,11 +325,19 @@ __u32 Scope::like_what_comes() const {
   return kNoRange;
 }
 
+// Twice what comes, or a burst finds none. And as much as CPUs lately had in their
+// lists: a CPU takes hundreds of pages there at once, and if what is left is below the
+// watermark, the kernel allocates from slow memory before it looks into the list.
+__u64 Scope::room_target() const {
+  return coming_pages_ ? 2 * coming_pages_ + *std::max_element(listed_.begin(), listed_.end()) : 0;
+}
+
 // What is free of the fast tier and may be filled with what is hot.
 __u64 Scope::free_room(const EpochInput& input) const {
   auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
   reserve = std::max({reserve, withheld_pages_, input.fast_watermark_pages + room_target()});
-  return input.fast_free_pages > reserve ? input.fast_free_pages - reserve : 0;
+  const __u64 free = input.fast_free_pages + (coming_pages_ ? input.fast_listed_pages : 0);
+  return free > reserve ? free - reserve : 0;
 }
 
 // Exchanges cold pages of fast memory for hot ones of slow memory.
@@ -344,7 +356,8 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   // Room that is missing for what will be allocated until the next epoch.
   __u64 missing = 0;
   if (like != kNoRange && !input.surplus_pages) {
-    const __u64 free = input.fast_free_pages - std::min(input.fast_free_pages, input.fast_watermark_pages);
+    __u64 free = input.fast_free_pages + input.fast_listed_pages;
+    free -= std::min(free, input.fast_watermark_pages);
     missing = room_target() - std::min(room_target(), free);
     const __u64 bound = report.scope.fast_capacity_pages;
     if (input.accounts && own_pages_[HT_TIER_FAST] + coming_pages_ > bound)

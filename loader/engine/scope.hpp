@@ -98,10 +98,10 @@ class Scope {
   void rank();
   [[nodiscard]] Result<> select_hot(EpochReport& report);
   [[nodiscard]] Result<> select_cold(__u64 need, __u32 hottest, EpochReport& report);
-  void measure_growth();
+  void measure_growth(__u64 fast_tier_pages);
   // Twice: the kernel looks at what is free without what lies in its lists by CPU, and
   // gives nothing at all below the watermark.
-  __u64 room_target() const { return 2 * coming_pages_; }
+  __u64 room_target() const;
   __u32 like_what_comes() const;
   __u64 free_room(const EpochInput& input) const;
   [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,
@@ -156,6 +156,7 @@ class Scope {
   __u64 rss_pages_ = 0;                 // of all its spaces, as the kernel counts it
   // By which all its spaces grew in each of the last epochs, and the most of these.
   std::array<__u64, kYoungEpochs> grown_{};
+  std::array<__u64, kYoungEpochs> listed_{};  // free pages in lists by CPU, of the last epochs
   __u64 coming_pages_ = 0;
   __u64 reserved_pages_ = 0;            // of the rate, for demotion to its bound
   std::span<tier_range> ranges_;

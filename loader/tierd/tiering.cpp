@@ -418,14 +418,6 @@ void Tiering::tell_slow_miss_share() {
   if (all) balloon_.tell_slow_miss_share(static_cast<double>(counts[HT_TIER_SLOW]) / static_cast<double>(all));
 }
 
-// They change when an administrator or huge pages change what the kernel keeps free.
-std::uint64_t Tiering::watermark_pages() {
-  constexpr unsigned kEpochs = 64;
-  std::lock_guard held(standings_lock_);
-  if (watermark_epochs_++ % kEpochs == 0) watermark_pages_ = fast_watermark_pages(tiers_);
-  return watermark_pages_;
-}
-
 ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns) {
   // The engine's estimates, ranges and history (some 10 MiB) are not what fast memory is
   // there for, and would take the room that is made for the scope.
@@ -451,7 +443,9 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   input.epoch_ns = epoch_ns;
   input.fast_tier_pages = fast.total;
   input.fast_free_pages = fast.free;
-  input.fast_watermark_pages = watermark_pages();
+  const FastZones zones = zones_of_fast(tiers_);
+  input.fast_watermark_pages = zones.watermark_pages;
+  input.fast_listed_pages = zones.listed_pages;
   input.slow_free_pages = slow.free;
   // What the kernel itself holds of the fast tier is not to be had.
   input.fast_capacity_pages = std::min(fast.total, fast.free + fast.used);

@@ -117,7 +117,6 @@ class Tiering {
   void tell(News news);
   void log(const Scope& scope, const PolicySeat& seat, const EpochReport& report);
   ScopeThread::Outcome epoch(Scope& scope, PolicySeat& seat, std::uint64_t epoch_ns);
-  std::uint64_t watermark_pages();
   void arbitrate_for(const Scope& scope, EpochInput& input);
   void make_room_for_balloon(const Scope& scope, __u64 used_pages, EpochInput& input);
   void tell_slow_miss_share();
@@ -158,9 +157,6 @@ class Tiering {
   const BalloonDriver balloon_;  // of this guest, if it has one
   std::mutex standings_lock_;
   std::map<std::uint64_t, Standing> standings_;
-  // Of the fast tier, and epochs of all scopes since they were first read; under standings_lock_.
-  std::uint64_t watermark_pages_ = 0;
-  unsigned watermark_epochs_ = 0;
   std::map<std::uint64_t, std::string> watched_;  // cgroups whose end matters, under standings_lock_
 
   std::map<std::string, std::shared_ptr<PolicySeat>> seats_;

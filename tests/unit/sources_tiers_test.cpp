@@ -89,9 +89,11 @@ TEST(Tiers, TheWatermarkIsOfTheFastNodesOnly) {
   Roots roots = machine("cxl");
   auto tiers = discover_tiers({}, roots);
   ASSERT_TRUE(tiers);
-  EXPECT_EQ(fast_watermark_pages(*tiers, roots), 0U);
+  EXPECT_EQ(zones_of_fast(*tiers, roots).watermark_pages, 0U);
   roots.proc = roots.sys.parent_path() / "proc";
-  EXPECT_EQ(fast_watermark_pages(*tiers, roots), 13U + 235U + 125U + 250U);
+  const FastZones zones = zones_of_fast(*tiers, roots);
+  EXPECT_EQ(zones.watermark_pages, 13U + 235U + 125U + 250U);
+  EXPECT_EQ(zones.listed_pages, 63U + 7U);
 }
 
 class Settings : public testing::Test {
