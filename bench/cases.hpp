@@ -17,6 +17,7 @@ struct Case {
   unsigned seconds;     // of the guest's clock
   unsigned shift_s;     // another hot set each so many seconds; 0: never
   bool named;           // one of the eight that a whole run fills
+  bool thp = false;     // huge pages always; else none
 };
 
 inline const std::vector<Case>& cases() {
@@ -32,6 +33,7 @@ inline const std::vector<Case>& cases() {
       {"hotset-2m-moving", "hotset-2m, another hot set each 30 s", {"hotset", "--piece", "2M", "--place", "slow-hot"}, 118, 83, 90, 30, false},
       {"hotset-64k-moving", "hotset-64k, another hot set each 30 s", {"hotset", "--piece", "64K", "--place", "slow-hot"}, 118, 83, 90, 30, false},
       {"hotset-4k-moving", "hotset-4k, another hot set each 30 s", {"hotset", "--piece", "4K", "--place", "slow-hot"}, 118, 83, 90, 30, false},
+      {"hotset-2m-thp", "hotset-2m with huge pages always", {"hotset", "--piece", "2M", "--place", "slow-hot", "--thp", "always"}, 118, 83, 60, 0, false, true},
       {"oltp", "OLTP engine of 384 MiB, another hot eighth each 30 s", {"kernels", "oltp"}, 118, 83, 90, 30, false},
       {"stencil", "7-point stencil that sweeps over 384 MiB", {"kernels", "stencil"}, 118, 83, 45, 0, false},
       {"xsbench", "XSBench-like lookups, 48 MiB of tables slow at the start", {"kernels", "xsbench"}, 118, 83, 45, 0, false},

@@ -395,7 +395,10 @@ struct Phase {
 json run(Options options, const Case& one) {
   SystemOptions settings{options.system, options.build, options.out + ".tierd.log", kCgroup, options.period, options.settings};
   std::unique_ptr<System> system = make_system(settings);
-  prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);  // the workload's too: small pages for all
+  if (one.thp)
+    e2e::write_file("/sys/kernel/mm/transparent_hugepage/enabled", "always");
+  else
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);  // the workload's too: small pages for all
   system->prepare();
   hold_down(options.usable_mib << 20);
   Workload workload = start_workload(one, options.seed);

@@ -11,6 +11,7 @@
 #include <array>
 #include <csignal>
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 using e2e::die;
@@ -230,6 +231,10 @@ class HyperTier final : public System {
 
   void stop() override {
     if (pid_ <= 0) return;
+    // What was decided in each epoch, and why: for who looks into a cell.
+    std::ofstream decided(options_.log, std::ios::app);
+    for (const json& event : e2e::tierctl({"events"}).at("events")) decided << "epoch " << event.at("epoch") << ": " << event.at("text").get<std::string>() << '\n';
+    decided.close();
     kill(pid_, SIGTERM);
     waitpid(std::exchange(pid_, -1), nullptr, 0);
   }
