@@ -495,6 +495,7 @@ void Estimate::end_fold(__u64 top_pages) {
   if (density_ < settings_.dense / 2) set_unit(16);
   choose();
   for (int s = 0; s < kScales; ++s) judge(s);
+  judged_ |= by_bits_ || (classes_fresh_ && learned_[scale_] && epoch_samples_ != 0);
   classes_fresh_ = false;
 }
 

@@ -152,6 +152,8 @@ class Estimate {
   // followed: what moving them may be expected to bring. Rises with the rate. Where
   // most pages are alike, the estimates of those with a sample more are too high.
   float worth(float rate) const;
+  // Has an epoch been seen after a pass? Before that all estimates rest on one moment.
+  bool judged() const { return judged_; }
 
   // In address order, space by space.
   using Visit = std::function<void(__u64 space, __u64 granule, Granule& g)>;
@@ -272,6 +274,7 @@ class Estimate {
   double touches_variance_ = 0;
   double mean_rate_ = 0;
   std::array<std::vector<Class>, kScales> classes_;
+  bool judged_ = false;
   bool classes_fresh_ = false;  // the last pass was made in the epoch before
   std::vector<Worth> worth_;
   std::array<std::vector<Age>, kScales> ages_;  // by epochs since birth

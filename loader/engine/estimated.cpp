@@ -30,9 +30,6 @@ constexpr double kTrialPhiMax = 4;
 // or an idle machine would search for heat in noise.
 constexpr double kSlowestNs = 1e9;
 
-// Rates of a tier_range are in 1/64 samples per epoch and GiB.
-constexpr double kRateUnit = 64.0 * (1 << 18);
-
 __u32 saturated(double value) {
   return value <= 0 ? 0 : value >= 4294967294.0 ? HT_UNKNOWN32 - 1 : static_cast<__u32>(value);
 }
@@ -672,7 +669,9 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
     o.idle_epochs = static_cast<__u32>(epoch_ - std::max<__u64>(has.sampled_epoch, run.made_epoch));
     o.walk_epochs = 0;
     o.mapping = run.mapping;
-    o.rate = saturated(static_cast<double>(estimate_.worth(run.rate)) * kRateUnit);
+    // The first samples make their neighbours look hot, by far too much if single pages are: whether
+    // they are is seen in the next epoch.
+    o.rate = estimate_.judged() ? saturated(static_cast<double>(estimate_.worth(run.rate)) * kRateUnit) : 0;
     const double mean2 = static_cast<double>(run.rate) * run.rate;
     o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
   }

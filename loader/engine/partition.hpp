@@ -16,6 +16,9 @@
 
 namespace hypertier {
 
+// Rates of a tier_range are in 1/64 samples per epoch and GiB; this is one sample per epoch and page.
+inline constexpr double kRateUnit = 64.0 * (1 << 18);
+
 // What page-table walks found in a range. A large range is walked in several
 // steps; its counts are published when the walk has come round.
 struct Residency {

@@ -28,6 +28,10 @@ constexpr __u32 kHoldMax = 8;
 // How long pages above order 0 do not move without a partner of their size after one
 // that could not, epochs: doubled each time.
 constexpr __u64 kLargeWaitMin = 8, kLargeWaitMax = 512;
+// Weight of the past in how hot new memory is, per epoch: half-life of 4.
+constexpr double kYoungKeep = 0.841;
+// What the kernel was seen to withhold of room is forgotten by so much each epoch: 1/64.
+constexpr __u64 kWithheldRoomEpochs = 64;
 // Of the fast tier, at most this is expected to be allocated in an epoch.
 constexpr double kRoomShareMax = 0.05;
 // How long free room that could not be had is left alone, epochs.
@@ -209,6 +213,8 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   }
   if (!touched_.empty() && report.decision != Decision::kPolicyFailed && !input.dry_run)
     if (auto done = feed_back(input, report); !done) return done;
+  expected_slow_pages_ = own_pages_[HT_TIER_SLOW] + report.moved.demoted_pages - std::min(own_pages_[HT_TIER_SLOW], report.moved.promoted_pages);
+  room_was_enough_ = missing_room_ != HT_UNKNOWN64 && report.moved.demoted_pages >= report.moved.promoted_pages + missing_room_;
   if (input.accounts) measure_demand(report);
   measure_counts(report);
   if (!input.dry_run) cool();
@@ -305,31 +311,49 @@ void Scope::measure_growth(__u64 fast_tier_pages) {
   coming_pages_ = std::min(*std::max_element(grown_.begin(), grown_.end()), std::max(most, settings_.max_move_min_pages));
 }
 
-// The range that is most like what is allocated next: of the youngest memory, as
-// much as came in the last epochs, the one in the middle by heat. kNoRange: nothing comes.
-__u32 Scope::like_what_comes() const {
+// The range that is most like what is allocated next: the hottest that is not hotter than the
+// youngest memory, as much as came in the last epochs, was seen to be. Its own estimates
+// are too low: they are of pages that were hardly there. kNoRange: nothing comes.
+__u32 Scope::like_what_comes() {
   if (!coming_pages_ || !partition_->knows_pages()) return kNoRange;
   std::vector<std::pair<__u64, __u32>> youngest;  // age, range
   for (__u32 index = 0; index < ranges_.size(); ++index)
     if (partition_->residency(index).pages()) youngest.push_back({ranges_[index].age_epochs, index});
   sort_by_first(youngest);
   __u64 pages = 0;
-  std::size_t taken = 0;
-  while (taken < youngest.size() && pages < kYoungEpochs * coming_pages_) pages += partition_->residency(youngest[taken++].second).pages();
-  for (std::size_t i = 0; i < taken; ++i) youngest[i].first = ranges_[youngest[i].second].heat;
-  youngest.resize(taken);
-  sort_by_first(youngest);
-  __u64 colder = 0;
-  for (auto [heat, index] : youngest)
-    if ((colder += partition_->residency(index).pages()) * 2 >= pages) return index;
-  return kNoRange;
+  __u64 samples = 0;
+  for (auto [age, index] : youngest) {
+    if (pages >= kYoungEpochs * coming_pages_ || age > 2 * kYoungEpochs) break;
+    pages += partition_->residency(index).pages();
+    samples += ranges_[index].samples;
+  }
+  if (!pages) return kNoRange;
+  young_pages_ = kYoungKeep * young_pages_ + static_cast<double>(pages);
+  young_samples_ = kYoungKeep * young_samples_ + static_cast<double>(samples);
+  const double rate = kRateUnit * young_samples_ / std::max(1.0, young_pages_);
+  __u32 like = kNoRange;
+  for (auto [age, index] : youngest)
+    if (ranges_[index].rate <= rate && (like == kNoRange || ranges_[index].rate > ranges_[like].rate)) like = index;
+  return like;
 }
 
 // Twice what comes, or a burst finds none. And as much as CPUs lately had in their
 // lists: a CPU takes hundreds of pages there at once, and if what is left is below the
 // watermark, the kernel allocates from slow memory before it looks into the list.
 __u64 Scope::room_target() const {
-  return coming_pages_ ? 2 * coming_pages_ + *std::max_element(listed_.begin(), listed_.end()) : 0;
+  return coming_pages_ ? 2 * coming_pages_ + *std::max_element(listed_.begin(), listed_.end()) + withheld_room_pages_ : 0;
+}
+
+// The kernel keeps more than it tells (blocks for atomic allocations, say): of room that
+// was thought to be enough, what came to lie in slow memory all the same was not to be had.
+void Scope::measure_room(const EpochInput& input) {
+  const __u64 slow = own_pages_[HT_TIER_SLOW];
+  const __u64 landed = std::min(slow - std::min(slow, expected_slow_pages_), coming_pages_);
+  const auto most = static_cast<__u64>(kRoomShareMax * static_cast<double>(input.fast_tier_pages));
+  withheld_room_pages_ -= withheld_room_pages_ / kWithheldRoomEpochs;
+  if (room_was_enough_) withheld_room_pages_ = std::min(withheld_room_pages_ + landed, most);
+  room_was_enough_ = false;
+  missing_room_ = HT_UNKNOWN64;
 }
 
 // What is free of the fast tier and may be filled with what is hot.
@@ -351,6 +375,7 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
     report.decision = Decision::kNoHeat;
     return {};
   }
+  measure_room(input);
   const __u32 like = like_what_comes();
   report.coming_pages = coming_pages_;
   // Room that is missing for what will be allocated until the next epoch.
@@ -362,6 +387,7 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
     const __u64 bound = report.scope.fast_capacity_pages;
     if (input.accounts && own_pages_[HT_TIER_FAST] + coming_pages_ > bound)
       missing = std::max(missing, std::min(coming_pages_, own_pages_[HT_TIER_FAST] + coming_pages_ - bound));
+    missing_room_ = missing;
   }
   if (hot_.empty() && !missing) {
     if (restless(input, {}, report)) return {};

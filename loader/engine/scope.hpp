@@ -102,7 +102,8 @@ class Scope {
   // Twice: the kernel looks at what is free without what lies in its lists by CPU, and
   // gives nothing at all below the watermark.
   __u64 room_target() const;
-  __u32 like_what_comes() const;
+  void measure_room(const EpochInput& input);
+  __u32 like_what_comes();
   __u64 free_room(const EpochInput& input) const;
   [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report);
@@ -158,6 +159,12 @@ class Scope {
   std::array<__u64, kYoungEpochs> grown_{};
   std::array<__u64, kYoungEpochs> listed_{};  // free pages in lists by CPU, of the last epochs
   __u64 coming_pages_ = 0;
+  __u64 missing_room_ = HT_UNKNOWN64;  // of the epoch; unknown: none was asked for
+  bool room_was_enough_ = false;
+  __u64 expected_slow_pages_ = 0;  // if nothing came
+  __u64 withheld_room_pages_ = 0;
+  double young_pages_ = 0;    // and epochs
+  double young_samples_ = 0;  // of them
   __u64 reserved_pages_ = 0;            // of the rate, for demotion to its bound
   std::span<tier_range> ranges_;
   std::vector<__u32> ranked_;  // range indices, hottest first
