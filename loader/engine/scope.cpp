@@ -175,6 +175,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
                              settings_.max_move_min_pages, settings_.max_move_pages);
   if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
   measure_growth(input.fast_tier_pages);
+  missing_room_ = HT_UNKNOWN64;
   listed_[epoch_ % listed_.size()] = input.fast_listed_pages;
   report.ranges_visited += ranges_.size();
   if (input.accounts)
@@ -333,7 +334,7 @@ __u32 Scope::like_what_comes() {
   const double rate = kRateUnit * young_samples_ / std::max(1.0, young_pages_);
   __u32 like = kNoRange;
   for (auto [age, index] : youngest)
-    if (ranges_[index].rate <= rate && (like == kNoRange || ranges_[index].rate > ranges_[like].rate)) like = index;
+    if (ranges_[index].rate && ranges_[index].rate <= rate && (like == kNoRange || ranges_[index].rate > ranges_[like].rate)) like = index;
   return like;
 }
 
@@ -352,16 +353,15 @@ void Scope::measure_room(const EpochInput& input) {
   const auto most = static_cast<__u64>(kRoomShareMax * static_cast<double>(input.fast_tier_pages));
   withheld_room_pages_ -= withheld_room_pages_ / kWithheldRoomEpochs;
   if (room_was_enough_) withheld_room_pages_ = std::min(withheld_room_pages_ + landed, most);
-  room_was_enough_ = false;
-  missing_room_ = HT_UNKNOWN64;
 }
 
 // What is free of the fast tier and may be filled with what is hot.
 __u64 Scope::free_room(const EpochInput& input) const {
-  auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
-  reserve = std::max({reserve, withheld_pages_, input.fast_watermark_pages + room_target()});
-  const __u64 free = input.fast_free_pages + (coming_pages_ ? input.fast_listed_pages : 0);
-  return free > reserve ? free - reserve : 0;
+  const auto less = [](__u64 free, __u64 kept) { return free > kept ? free - kept : 0; };
+  const auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
+  const __u64 room = less(input.fast_free_pages, std::max({reserve, withheld_pages_, input.fast_watermark_pages}));
+  if (!coming_pages_) return room;
+  return std::min(room, less(input.fast_free_pages + input.fast_listed_pages, input.fast_watermark_pages + room_target()));
 }
 
 // Exchanges cold pages of fast memory for hot ones of slow memory.
