@@ -232,7 +232,7 @@ class HyperTier final : public System {
   void stop() override {
     if (pid_ <= 0) return;
     // What was decided in each epoch, and why: for who looks into a cell.
-    std::ofstream decided(options_.log, std::ios::app);
+    std::ofstream decided(options_.log + ".epochs");
     for (const json& event : e2e::tierctl({"events"}).at("events")) decided << "epoch " << event.at("epoch") << ": " << event.at("text").get<std::string>() << '\n';
     decided.close();
     kill(pid_, SIGTERM);

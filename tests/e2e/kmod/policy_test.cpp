@@ -372,15 +372,16 @@ TEST_F(Policy, LeavesWithItsLoader) {
 TEST_F(Policy, TwoHundredSwapsUnderLoad) {
   Link link(policy("first"));
   std::atomic<bool> stop{false};
-  std::atomic<int> failed_swaps{0}, swaps{0};
+  std::atomic<int> failed_swaps{0}, swaps{0}, runs{0};
   std::thread swapper([&] {
     for (int i = 0; i < 200; i++) {
+      while (runs * 10 < i) std::this_thread::yield();  // under load, however busy the machine is
       if (link.swap(i % 2 ? policy("first") : policy("second"))) failed_swaps++;
       swaps++;
     }
     stop = true;
   });
-  int runs = 0, torn = 0, empty = 0;
+  int torn = 0, empty = 0;
   std::uint64_t generation = 0, went_back = 0;
   while (!stop) {
     if (classify()) empty++;
@@ -396,10 +397,9 @@ TEST_F(Policy, TwoHundredSwapsUnderLoad) {
   EXPECT_EQ(empty, 0);
   EXPECT_EQ(torn, 0);
   EXPECT_EQ(went_back, 0u);
-  EXPECT_GT(runs, 10);
   EXPECT_EQ(first_->inits + second_->inits, 201u);
   EXPECT_EQ(first_->exits + second_->exits, 200u);
-  std::printf("hot swaps: 200 done, %d runs meanwhile, none without a policy\n", runs);
+  std::printf("hot swaps: 200 done, %d runs meanwhile, none without a policy\n", runs.load());
 }
 
 }  // namespace
