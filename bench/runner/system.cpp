@@ -232,9 +232,9 @@ class HyperTier final : public System {
   void stop() override {
     if (pid_ <= 0) return;
     // What was decided in each epoch, and why: for who looks into a cell.
+    const json said = e2e::tierctl({"events"});
     std::ofstream decided(options_.log + ".epochs");
-    for (const json& event : e2e::tierctl({"events"}).at("events")) decided << "epoch " << event.at("epoch") << ": " << event.at("text").get<std::string>() << '\n';
-    decided.close();
+    for (const json& event : said.at("events")) decided << "epoch " << event.at("epoch") << ": " << event.at("text").get<std::string>() << '\n';
     kill(pid_, SIGTERM);
     waitpid(std::exchange(pid_, -1), nullptr, 0);
   }
