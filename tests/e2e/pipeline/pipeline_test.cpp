@@ -84,8 +84,12 @@ void hotset_test(Checks& checks, uint64_t seed) {
   window(hotset, meter, kEpochAccesses);
   const double best = window(hotset, meter, 2 * kEpochAccesses).ratio();
   hotset.ask("place worst", "placed");
-  fill();  // what was freed meanwhile
+  // What was freed meanwhile; CPUs give back what they hold in lists only later.
   Tiers tier = tiers();
+  for (int tries = 0; tries < 5 && (!tries || tier.free_share() >= 0.01); tries++) {
+    fill();
+    tier = tiers();
+  }
   checks.that(tier.free_share() < 0.01, "the fast tier is full: %.2f %% free", 100 * tier.free_share());
   std::vector<int> nodes = nodes_of(hotset.pid(), hot_pages(where));
   auto fast = std::count(nodes.begin(), nodes.end(), tier.fast_node);
