@@ -39,7 +39,7 @@ std::vector<PlanEntry> make_plan(std::span<const Listed> hot, std::span<const Li
   std::size_t c = 0;
   __u32 provider = kNoRange;  // whose pages made the room in use; kNoRange: it was free
   for (std::size_t h : left) {
-    if (!large_alone && HT_PAGE_ORDER(hot[h].page) != 0) continue;
+    if (!large_alone && HT_PAGE_ORDER(hot[h].page) != 0 && fast_room < hot[h].pages()) continue;
     std::size_t mark = plan.size();
     __u64 fast = fast_room;
     __u64 slow = slow_room;

@@ -36,8 +36,8 @@ struct PlanEntry {
 
 // hot: hottest first, cold: coldest first; heat: by range. fast_room and
 // slow_room: pages that may be filled. No entry swaps equals, no page is
-// demoted without a hotter one that takes its place. large_alone: pages above
-// order 0 may move without a partner of their size. Entries are in the order
+// demoted without a hotter one that takes its place. large_alone: room is
+// made for pages above order 0 that have no partner of their size. Entries are in the order
 // of their hot side; within one need, what makes room comes before what takes
 // it.
 std::vector<PlanEntry> make_plan(std::span<const Listed> hot, std::span<const Listed> cold,

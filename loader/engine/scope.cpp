@@ -25,9 +25,9 @@ constexpr std::size_t kWalkBatch = 512;
 constexpr int kWalkRounds = 8;
 // Longest time for which refused pages are not offered again, epochs.
 constexpr __u32 kHoldMax = 8;
-// How long pages above order 0 do not move without a partner of their size after one
-// that could not, epochs: doubled each time.
-constexpr __u64 kLargeWaitMin = 8, kLargeWaitMax = 512;
+// How long no room is made for pages above order 0 without a partner of their size after
+// one that could not come, epochs: doubled each time.
+constexpr __u64 kLargeWaitMin = 8, kLargeWaitMax = 64;
 // Weight of the past in how hot new memory is, per epoch: half-life of 4.
 constexpr double kYoungKeep = 0.841;
 // What the kernel was seen to withhold of room is forgotten by so much each epoch: 1/64.

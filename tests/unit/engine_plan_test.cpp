@@ -88,7 +88,8 @@ TEST(EnginePlan, HugeHotPageNeedsItsWholeRoom) {
   cold.push_back(page(1, 512));
   EXPECT_EQ(make_plan(hot, cold, ranges, 0, 5000).size(), 513u);
   EXPECT_TRUE(make_plan(hot, cold, ranges, 0, 511).empty());  // the slow tier is full
-  EXPECT_TRUE(make_plan(hot, cold, ranges, 600, 5000, false).empty());
+  EXPECT_TRUE(make_plan(hot, cold, ranges, 500, 5000, false).empty());
+  EXPECT_EQ(make_plan(hot, cold, ranges, 600, 5000, false).size(), 1u);
 }
 
 TEST(EnginePlan, FilePagesMigrate) {
