@@ -502,9 +502,10 @@ void Estimate::end_fold(__u64 top_pages) {
 // Adds what the epoch brought to the classes of the last pass. Only that of the very
 // next epoch: pages that had samples since then are in another class by now.
 void Estimate::judge(int scale) {
+  const bool counts = classes_fresh_ && epoch_samples_ && !by_bits_;
+  const auto keep = static_cast<float>(settings_.worth_keep);
   for (Class& c : classes_[scale]) {
-    if (classes_fresh_ && epoch_samples_ && !by_bits_) {
-      const auto keep = static_cast<float>(settings_.worth_keep);
+    if (counts) {
       c.brought = keep * c.brought + c.hits;
       c.of = keep * c.of + c.pages;
     }

@@ -463,7 +463,7 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
       fits = false;
       return;
     }
-    runs_.push_back({mapping_space, start, 0, mapping->flags, mapping->id, mapping->made_epoch, 0, 0});
+    runs_.push_back({mapping_space, start, 0, mapping->flags, mapping->id, mapping->made_epoch, 0, 0, 0});
     sum = squares = 0;
   };
   // n pages at address; unit: what they belong to and is not taken apart. False,
@@ -586,6 +586,7 @@ void EstimatedPartition::draw() {
                                                      {2, 1.5F, 512}}};
   if (grain_ && epoch_ % kFinerEpochs == 0 && runs_.size() < settings_.max_estimated_ranges / 2) --grain_;
   while (!build(kGrains[grain_], settings_.max_estimated_ranges) && grain_ + 1 < kGrains.size()) ++grain_;
+  for (Run& run : runs_) run.worth = estimate_.worth(run.rate);
 }
 
 // Between passes: what is not mapped any more is in no run.
@@ -671,7 +672,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
     o.mapping = run.mapping;
     // The first samples make their neighbours look hot, by far too much if single pages are: whether
     // they are is seen in the next epoch.
-    o.rate = estimate_.judged() ? saturated(static_cast<double>(estimate_.worth(run.rate)) * kRateUnit) : 0;
+    o.rate = estimate_.judged() ? saturated(static_cast<double>(run.worth) * kRateUnit) : 0;
     const double mean2 = static_cast<double>(run.rate) * run.rate;
     o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
   }

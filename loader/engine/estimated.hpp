@@ -57,6 +57,7 @@ class EstimatedPartition final : public Partition {
     __u64 made_epoch;
     float rate;  // mean over its pages
     float square;  // mean of the squares
+    float worth;  // of that rate, as of the pass
   };
   // How coarse runs are: rates within tolerance are one run, and those beyond
   // zone times the rate at the cut, either way, are all alike. unit: pages that

@@ -99,8 +99,6 @@ class Scope {
   [[nodiscard]] Result<> select_hot(EpochReport& report);
   [[nodiscard]] Result<> select_cold(__u64 need, __u32 hottest, EpochReport& report);
   void measure_growth(__u64 fast_tier_pages);
-  // Twice: the kernel looks at what is free without what lies in its lists by CPU, and
-  // gives nothing at all below the watermark.
   __u64 room_target() const;
   void measure_room(const EpochInput& input);
   __u32 like_what_comes();
@@ -157,8 +155,8 @@ class Scope {
   __u64 rss_pages_ = 0;                 // of all its spaces, as the kernel counts it
   // By which all its spaces grew in each of the last epochs, and the most of these.
   std::array<__u64, kYoungEpochs> grown_{};
-  std::array<__u64, kYoungEpochs> listed_{};  // free pages in lists by CPU, of the last epochs
   __u64 coming_pages_ = 0;
+  std::array<__u64, kYoungEpochs> listed_{};  // free pages in lists by CPU, of the last epochs
   __u64 missing_room_ = HT_UNKNOWN64;  // of the epoch; unknown: none was asked for
   bool room_was_enough_ = false;
   __u64 expected_slow_pages_ = 0;  // if nothing came
