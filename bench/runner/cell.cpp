@@ -52,9 +52,10 @@ double now_s() {
 
 // ---------------------------------------------------------- the fast node
 
-// Huge pages, which cannot be moved here, hold down what the workload is not
-// to have: all systems start from the same room. The kernel's watermarks stay
-// what they are by default, its tiering works within them.
+// Huge pages, which cannot be moved here, and locked ones for what is left of 2 MiB hold
+// down what the workload is not to have: all systems start from the same room, pages in
+// the CPUs' lists included. The kernel's watermarks stay what they are by default, its
+// tiering works within them.
 void hold_down(uint64_t usable_bytes) {
   e2e::write_file("/proc/sys/vm/drop_caches", "3");
   // Nor are they to be raised for a while by what is done here.
@@ -62,17 +63,25 @@ void hold_down(uint64_t usable_bytes) {
   e2e::write_file(boost, "0");
   auto tiers = hypertier::discover_tiers();
   if (!tiers) die(tiers.error().message);
-  usable_bytes += hypertier::zones_of_fast(*tiers).watermark_pages * HT_PAGE_SIZE;
+  // Pages beyond what is to be left; negative: fewer are free.
+  auto beyond = [&] {
+    const hypertier::FastZones zones = hypertier::zones_of_fast(*tiers);
+    const uint64_t free = e2e::tiers().fast_free_bytes / HT_PAGE_SIZE + zones.listed_pages;
+    return static_cast<int64_t>(free) - static_cast<int64_t>(usable_bytes / HT_PAGE_SIZE + zones.watermark_pages);
+  };
   const std::string pool = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
-  for (int round = 0; round < 3; round++) {  // what could not be had at once, after compaction
-    const uint64_t free = e2e::tiers().fast_free_bytes, held = std::stoull(e2e::read_file(pool));
-    if (free <= usable_bytes) break;
-    e2e::write_file(pool, std::to_string(held + ((free - usable_bytes) >> 21)));
+  constexpr int64_t kHuge = 512;
+  for (int round = 0; round < 3 && beyond() >= kHuge; round++)  // what could not be had at once, after compaction
+    e2e::write_file(pool, std::to_string(std::stoll(e2e::read_file(pool)) + beyond() / kHuge));
+  for (int64_t pages; (pages = beyond()) > 0 && pages < kHuge;) {
+    const size_t bytes = static_cast<size_t>(pages) * HT_PAGE_SIZE;
+    const unsigned long fast = 1;
+    void* held = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (held == MAP_FAILED || mbind(held, bytes, MPOL_BIND, &fast, 64, 0) || mlock(held, bytes)) die("cannot hold fast memory down");
   }
   e2e::write_file(boost, factor);
-  const uint64_t free = e2e::tiers().fast_free_bytes;
-  if (free > usable_bytes + (6 << 20) || free + (8 << 20) < usable_bytes)
-    die("the fast node has " + std::to_string(free >> 20) + " MiB free instead of " + std::to_string(usable_bytes >> 20));
+  const int64_t left = beyond();
+  if (left > kHuge || left < -kHuge) die("the fast node has " + std::to_string(left) + " pages free beyond what it is to have");
 }
 
 // The measuring takes no fast memory and has the last CPU, where the workload

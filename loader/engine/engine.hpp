@@ -70,8 +70,8 @@ struct EngineSettings {
   __u32 max_estimated_ranges = HT_RANGES_MAX / 2;
   __u64 pass_pages = 1 << 19;
   __u64 max_pass_epochs = 16;
-  // Free room of the fast tier that moves leave to the kernel's allocator, as
-  // a share of the tier (TPP keeps 2 %).
+  // Free room of the fast tier that moves leave to the kernel's allocator, as a share
+  // of the tier (TPP keeps 2 %). Estimated ranges leave what is needed instead.
   double fast_reserve_share = 0.02;
   // A move that takes one of the last so many epochs back is a reversal. A range
   // at least half of whose moves of an epoch are reversals is left where it is

@@ -355,13 +355,17 @@ void Scope::measure_room(const EpochInput& input) {
   if (room_was_enough_) withheld_room_pages_ = std::min(withheld_room_pages_ + landed, most);
 }
 
-// What is free of the fast tier and may be filled with what is hot.
+// What is free of the fast tier and may be filled with what is hot. While nothing is
+// allocated, that is also what the CPUs have in their lists: new pages find none of it anyway.
+// A share is left free only where it is not known what comes (like_what_comes()).
 __u64 Scope::free_room(const EpochInput& input) const {
   const auto less = [](__u64 free, __u64 kept) { return free > kept ? free - kept : 0; };
-  const auto reserve = static_cast<__u64>(settings_.fast_reserve_share * static_cast<double>(input.fast_tier_pages));
-  const __u64 room = less(input.fast_free_pages, std::max({reserve, withheld_pages_, input.fast_watermark_pages}));
-  if (!coming_pages_) return room;
-  return std::min(room, less(input.fast_free_pages + input.fast_listed_pages, input.fast_watermark_pages + room_target()));
+  const double share = partition_->knows_pages() ? 0 : settings_.fast_reserve_share;
+  const auto reserve = static_cast<__u64>(share * static_cast<double>(input.fast_tier_pages));
+  const __u64 kept = std::max({reserve, withheld_pages_, input.fast_watermark_pages});
+  const __u64 free = input.fast_free_pages + input.fast_listed_pages;
+  if (!coming_pages_) return less(free, kept);
+  return std::min(less(input.fast_free_pages, kept), less(free, input.fast_watermark_pages + room_target()));
 }
 
 // Exchanges cold pages of fast memory for hot ones of slow memory.
@@ -1051,7 +1055,7 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
         settle(entry.hot_range, pair.hot_space, entry.hot, entry.hot_pages(), pair.hot_result, HT_TIER_FAST,
                &tier_result::promoted_pages);
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
-          withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages);
+          withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages + input.fast_listed_pages);
           withheld_until_epoch_ = epoch_ + kWithheldEpochs;
         }
         // Or room would be made for it each epoch anew.
