@@ -31,8 +31,13 @@ look() { tierctl status --cgroup /bad --json >"$work/status"; }
 of_bad() { get "/scopes/0/$1" <"$work/status" 2>/dev/null; }
 exit_of_bad() { of_bad "last_exit/$1"; }
 ejected() { look && [ "$(exit_of_bad policy)" = "$1" ] && [ "$(exit_of_bad kind)" = ejected ] && [ "$(of_bad policy)" = $DEFAULT ]; }
-# It moves pages in every epoch.
+# It moves pages in every epoch, as long as what gets hot is in slow memory. First touch
+# puts all of it into fast memory; a bound of two of its pieces of 2 MiB takes it out again, however
+# much fast memory the kernel's image (in either node, by KASLR) and the other scope leave.
+check "a bound, good" tierctl cgroup set /good --fast-max 4M
 check "load, good" tierctl load "$GUARDS/tidal.bpf.o" --cgroup /good
+good_moves() { [ "$(of_scope /good /scopes/0/counters/promoted_pages_total)" -ge $((8 * 512)) ]; }
+check "the good one moves pages" wait_until 60 good_moves
 last_event() { tierctl events --json | get /next; }
 
 # CODE PATTERN POLICY [LOAD OPTIONS]
