@@ -95,7 +95,8 @@ class Zipf {
     for (std::size_t i : small) keep_[i] = 1;
     for (std::size_t i : large) keep_[i] = 1;
   }
-  std::size_t operator()(Rng& rng) const {
+  template <typename Random>
+  std::size_t operator()(Random& rng) const {
     std::size_t i = rng() % keep_.size();
     return std::generate_canonical<double, 32>(rng) < keep_[i] ? i : alias_[i];
   }
@@ -212,6 +213,64 @@ struct PageRank : Workload {
   }
 };
 
+// A stream of random numbers that costs nothing to begin (Steele, Lea, Flood 2014).
+struct SplitMix {
+  using result_type = __u64;
+  __u64 state;
+  static constexpr __u64 min() { return 0; }
+  static constexpr __u64 max() { return ~__u64{0}; }
+  __u64 operator()() {
+    __u64 z = state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+  }
+};
+
+// Breadth first from one vertex after another: a queue, where each vertex's edges begin,
+// the edges, and who came first to their ends. Degrees by a power law.
+struct Bfs : Workload {
+  static constexpr __u64 kVertices = 1 << 21, kEdgesEach = 40;
+  static constexpr __u64 kEdgesAt = kVertices * (4 + 8 + 8) / HT_PAGE_SIZE;  // queue, offsets, parents
+  Zipf zipf{kVertices, 0.6};
+  std::vector<__u32> offset = std::vector<__u32>(kVertices + 1), queue;
+  std::vector<bool> seen;
+  std::size_t at = 0;
+  Bfs() {
+    double sum = 0;
+    for (__u64 rank = 1; rank <= kVertices; ++rank) sum += std::pow(static_cast<double>(rank), -0.6);
+    for (__u64 rank = 0; rank < kVertices; ++rank)
+      offset[vertex(rank) + 1] = static_cast<__u32>(1 + kVertices * (kEdgesEach - 1) * std::pow(static_cast<double>(rank + 1), -0.6) / sum);
+    std::partial_sum(offset.begin(), offset.end(), offset.begin());
+    pages = kEdgesAt + offset.back() * 4ULL / HT_PAGE_SIZE + 1;
+  }
+  static __u64 vertex(__u64 rank) { return rank * 0x9e3779b1 % kVertices; }
+  void touch_item(__u64 first_page, __u64 index, __u64 bytes, const Touch& touch) {
+    touch(first_page + index * bytes / HT_PAGE_SIZE, static_cast<unsigned>(index * bytes % HT_PAGE_SIZE / 64));
+  }
+  void operate(Rng& rng, const Touch& touch) override {
+    if (at == queue.size()) {
+      seen.assign(kVertices, false);
+      queue.assign(1, static_cast<__u32>(rng() % kVertices));
+      seen[queue[0]] = true;
+      at = 0;
+    }
+    touch_item(0, at, 4, touch);
+    const __u32 v = queue[at++];
+    touch_item(kVertices * 4 / HT_PAGE_SIZE, v, 8, touch);
+    for (__u32 edge = offset[v]; edge < offset[v + 1]; ++edge) {
+      touch_item(kEdgesAt, edge, 4, touch);
+      SplitMix end{edge};  // the same each time
+      const __u64 u = vertex(zipf(end));
+      touch_item(kVertices * 12 / HT_PAGE_SIZE, u, 8, touch);
+      if (seen[u]) continue;
+      seen[u] = true;
+      touch_item(0, queue.size(), 4, touch);
+      queue.push_back(static_cast<__u32>(u));
+    }
+  }
+};
+
 // A small index in one piece, half of the accesses; the rest anywhere.
 struct XsBench : Workload {
   XsBench() { pages = 480 * kMiBPages; }
@@ -232,12 +291,13 @@ std::unique_ptr<Workload> make_workload(const std::string& name, Rng& rng) {
   if (name == "btree") return std::make_unique<Btree>(rng);
   if (name == "xsbench") return std::make_unique<XsBench>();
   if (name == "pagerank") return std::make_unique<PageRank>();
+  if (name == "bfs") return std::make_unique<Bfs>();
   if (name == "stencil") return std::make_unique<Stencil>();
   if (name == "gups") return std::make_unique<Gups>();
   return nullptr;
 }
 const std::vector<std::string> kWorkloads = {"hot2m", "hot64k",  "hot4k",    "hot64k-moving", "hot4k-moving", "kv", "kv-moving",
-                                             "btree", "xsbench", "pagerank", "stencil",       "gups"};
+                                             "btree", "xsbench", "pagerank", "bfs", "stencil",       "gups"};
 
 // ---------------------------------------------------------------- the machine
 

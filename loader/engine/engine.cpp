@@ -231,6 +231,7 @@ Result<EpochReport> Engine::epoch(Scope& scope, const EpochInput& input) {
   totals.rate_limited_pages_total += report.rate_limited_pages;
   totals.dry_run_pages_total += report.dry_run_pages;
   scope.published.report = report;
+  if (report.rested) return report;
   scope.published.ranges.assign(scope.last().begin(), scope.last().end());
   scope.published.notes.assign(scope.last_notes().begin(), scope.last_notes().end());
   scope.published.history.add(epoch, report.cut_heat, scope.last(), scope.last_moved());

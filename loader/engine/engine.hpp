@@ -103,6 +103,7 @@ struct EpochInput {
   __u64 surplus_pages = 0;        // of its fast memory that siblings need: demoted as well
   bool accounts = false;          // keeps track of all its residency: it has a bound, or siblings
   __u64 seat = 0;                 // cgroup id of the seat that answers; 0: the scope's own
+  __u64 seat_generation = 0;      // another one: another policy has it
   __u64 tier_pages[HT_TIERS] = {HT_UNKNOWN64, HT_UNKNOWN64};  // used by the scope, per tier; unknown: what walks found
   __u32 cpus = 1;                 // online
   __u32 period = 1;               // misses per sample
@@ -205,6 +206,7 @@ int density_bucket(double samples_per_page_second);
 // What one epoch did.
 struct EpochReport {
   tier_scope scope{};  // as the policy saw it; scope.epoch is the epoch's number
+  bool rested = false;  // the policy was not asked: scope and decision are what they were
   Decision decision = Decision::kNoMoves;
   __s32 policy_status = 0;  // of the last classify run, see ht_run
   __u64 policy_generation = 0;

@@ -18,8 +18,11 @@ constexpr __u64 kWalkTurnEpochs = 64;
 constexpr __u64 kWalkMinPages = 8192;
 // How often finer ranges are tried.
 constexpr __u64 kFinerEpochs = 16;
-// After so long without a move, passes are made each kRestEpochs.
-constexpr __u64 kRestAfterEpochs = 16;
+// While no more than this share of the fast tier is moved an epoch, as seen over so many
+// epochs, passes are made each kRestEpochs.
+constexpr double kQuietShare = 0.002;
+constexpr double kQuietEpochs = 8;
+constexpr double kMovedAtFirst = 8 * kQuietEpochs * kQuietShare;  // quiet after 16 epochs at the earliest
 constexpr __u64 kRestEpochs = 4;
 // The top set is at least this part of what the fast tier may hold.
 constexpr __u64 kTopMin = 16;
@@ -102,7 +105,7 @@ Summary summarize(const float (&rate)[HT_GRANULE_PAGES], Summary (&piece)[Estima
 
 }  // namespace
 
-EstimatedPartition::EstimatedPartition(const EngineSettings& settings) : settings_(settings) {}
+EstimatedPartition::EstimatedPartition(const EngineSettings& settings) : settings_(settings), moved_share_(kMovedAtFirst) {}
 
 void EstimatedPartition::begin(__u64 epoch) {
   epoch_ = epoch;
@@ -111,6 +114,7 @@ void EstimatedPartition::begin(__u64 epoch) {
   trial_ = {};
   std::fill(std::begin(tried_bits_), std::end(tried_bits_), Bits{});
   bits_set_ = 0;
+  moved_share_ -= moved_share_ / kQuietEpochs;
   trial_.hot_pages = tried_pages_[HT_TIER_SLOW];
   trial_.cold_pages = tried_pages_[HT_TIER_FAST];
 }
@@ -402,7 +406,7 @@ void EstimatedPartition::placed(__u64 space, ht_page_t page, ht_move_result resu
   const unsigned p = (address >> HT_PAGE_SHIFT) % HT_GRANULE_PAGES;
   const unsigned n = 1U << std::min(HT_PAGE_ORDER(page), kOrderHuge);
   if (result == HT_MOVE_DONE || result == HT_MOVE_ALREADY) {
-    moved_epoch_ = epoch_;
+    moved_share_ += n / static_cast<double>(top_pages_);
     each_word(p, p + n, [&](unsigned w, __u64 mask) {
       g->in_tier[wanted][w] |= mask;
       g->in_tier[!wanted][w] &= ~mask;
@@ -628,12 +632,25 @@ EstimatedPartition::Contents EstimatedPartition::contents(const Run& run) {
   return c;
 }
 
+bool EstimatedPartition::quiet() const { return moved_share_ <= kQuietEpochs * kQuietShare; }
+
+// Is it time for a pass?
+bool EstimatedPartition::due() const {
+  __u64 every = std::clamp<__u64>(estimate_.pages() / settings_.pass_pages, 1, settings_.max_pass_epochs);
+  // While hardly anything is moved nobody acts on what passes tell: fewer will do.
+  if (quiet()) every = std::max(every, kRestEpochs);
+  return !passed_epoch_ || epoch_ - passed_epoch_ >= every;
+}
+
+bool EstimatedPartition::rest() {
+  if (due() || !quiet() || remapped_) return false;
+  estimate_.end_fold(top_pages_);
+  return true;
+}
+
 std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
   estimate_.end_fold(top_pages_);
-  __u64 every = std::clamp<__u64>(estimate_.pages() / settings_.pass_pages, 1, settings_.max_pass_epochs);
-  // While nothing is moved nobody acts on what passes tell: fewer will do.
-  if (epoch_ - moved_epoch_ > kRestAfterEpochs) every = std::max(every, kRestEpochs);
-  if (!passed_epoch_ || epoch_ - passed_epoch_ >= every) {
+  if (due()) {
     estimate_.pass(top_pages_);
     draw();
     passed_epoch_ = epoch_;

@@ -37,6 +37,7 @@ class EstimatedPartition final : public Partition {
   void try_pages(__u64 space, ht_page_t page, ht_tier side) override;
   Trial trial() override { return trial_; }
   void clear_trial() override;
+  bool rest() override;
 
   const Estimate& estimate() const { return estimate_; }
 
@@ -92,13 +93,15 @@ class EstimatedPartition final : public Partition {
   void clip();
   bool build(const Grain& grain, std::size_t max_runs);
   void draw();
+  bool due() const;
+  bool quiet() const;
   const Mapping* mapping_of(__u64 space, __u64 address) const;
 
   const EngineSettings& settings_;
   Estimate estimate_;
   __u64 epoch_ = 0;
   __u64 passed_epoch_ = 0;
-  __u64 moved_epoch_ = 0;
+  double moved_share_;  // of the top set's size: what was moved in each epoch, decayed
   __u64 top_pages_ = 1;
   __u64 in_fast_pages_ = 0;  // as of the last fill
   __u32 next_id_ = 1;

@@ -128,6 +128,9 @@ class Partition {
   // What became of a page that was to come to a tier.
   virtual void placed(__u64 /*space*/, ht_page_t /*page*/, ht_move_result /*result*/, ht_tier /*wanted*/) {}
   virtual Trial trial() { return {}; }
+  // In place of fill(). True: what fill() last wrote stands but for the samples of this epoch,
+  // and lately so little was moved that nobody has to look at it. False: nothing was done.
+  virtual bool rest() { return false; }
   virtual void clear_trial() {}
   virtual void try_pages(__u64 /*space*/, ht_page_t /*page*/, ht_tier /*side*/) {}
 };

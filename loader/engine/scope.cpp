@@ -63,6 +63,13 @@ void sort_by_first(std::vector<std::pair<__u64, __u32>>& keys) {
   }
 }
 
+void add(Trial& sum, const Trial& trial) {
+  sum.hot_pages += trial.hot_pages;
+  sum.cold_pages += trial.cold_pages;
+  sum.hot_hits += trial.hot_hits;
+  sum.cold_hits += trial.cold_hits;
+}
+
 __u64 bound_pages(const tier_range& range, const Residency& residency) {
   return residency.known() ? residency.pages() : range.mapped_pages;
 }
@@ -163,6 +170,11 @@ void Scope::use(const EpochInput& input) {
 Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report) {
   use(input);
   if (auto done = look(input, report); !done) return done;
+  measure_growth(input.fast_tier_pages);
+  if (rests(input)) {
+    rest(samples, report);
+    return {};
+  }
   ranges_ = {buffer_.get(), partition_->fill({buffer_.get(), HT_RANGES_MAX})};
   for (std::size_t i = 0; i < ranges_.size(); ++i)  // they come by space
     ranges_[i].pid = i && ranges_[i].space == ranges_[i - 1].space ? ranges_[i - 1].pid : spaces_.pid_of(ranges_[i].space);
@@ -174,7 +186,6 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   budget_pages_ = std::clamp(static_cast<__u64>(settings_.max_move_share * static_cast<double>(input.fast_tier_pages)),
                              settings_.max_move_min_pages, settings_.max_move_pages);
   if (epoch_ >= withheld_until_epoch_) withheld_pages_ = 0;
-  measure_growth(input.fast_tier_pages);
   missing_room_ = HT_UNKNOWN64;
   listed_[epoch_ % listed_.size()] = input.fast_listed_pages;
   report.ranges_visited += ranges_.size();
@@ -197,6 +208,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
       // Without an answer nothing is split or merged either.
       report.decision = Decision::kPolicyFailed;
       note(report);
+      decided_ = report;
       return {};
     }
     report.decision = Decision::kNoMoves;
@@ -225,7 +237,33 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   report.splits = adapted.splits;
   report.merges = adapted.merges;
   report.splits_refused = adapted.splits_refused;
+  decided_ = report;
   return {};
+}
+
+// Is there nothing to decide in this epoch? Where the policy hardly moves anything, all that
+// follows from tens of thousands of ranges would be decided as it was.
+bool Scope::rests(const EpochInput& input) {
+  const bool same = seat_generation_ == input.seat_generation && decided_.scope.epoch;
+  seat_generation_ = input.seat_generation;
+  return same && input.moves && !input.accounts && !input.dry_run && !coming_pages_ &&
+         decided_.decision != Decision::kPolicyFailed && partition_->rest();
+}
+
+void Scope::rest(__u64 samples, EpochReport& report) {
+  if (trial_epoch_ && epoch_ >= trial_epoch_ + kTrialFirst) add(rested_trial_, partition_->trial());
+  room_was_enough_ = false;
+  report.rested = true;
+  report.scope = decided_.scope;
+  report.scope.epoch = epoch_;
+  report.scope.samples = samples;
+  report.decision = decided_.decision;
+  report.policy_generation = decided_.policy_generation;
+  report.hot_ranges = decided_.hot_ranges;
+  report.hot_pages = decided_.hot_pages;
+  report.hot_slow_pages = decided_.hot_slow_pages;
+  report.cut_heat = decided_.cut_heat;
+  std::copy(std::begin(decided_.tier_counts), std::end(decided_.tier_counts), report.tier_counts);
 }
 
 // The scope as the policy sees it.
@@ -248,7 +286,8 @@ void Scope::describe(const EpochInput& input, __u64 samples, EpochReport& report
   report.scope.cpus = input.cpus;
   report.scope.period = input.period;
   const bool counts = trial_epoch_ && epoch_ >= trial_epoch_ + kTrialFirst;
-  const Trial trial = counts ? partition_->trial() : Trial{};
+  Trial trial = std::exchange(rested_trial_, {});
+  if (counts) add(trial, partition_->trial());
   report.scope.trial_pages[HT_TIER_FAST] = trial.cold_pages;
   report.scope.trial_pages[HT_TIER_SLOW] = trial.hot_pages;
   report.scope.trial_hits[HT_TIER_FAST] = trial.cold_hits;
@@ -260,6 +299,7 @@ void Scope::describe(const EpochInput& input, __u64 samples, EpochReport& report
 void Scope::end_trial() {
   partition_->clear_trial();
   trial_epoch_ = 0;
+  rested_trial_ = {};
 }
 
 // Which spaces may have other pages, or have them elsewhere, than was found last:

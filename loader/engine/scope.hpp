@@ -78,6 +78,8 @@ class Scope {
  private:
   struct Watch;
 
+  bool rests(const EpochInput& input);
+  void rest(__u64 samples, EpochReport& report);
   void describe(const EpochInput& input, __u64 samples, EpochReport& report);
   bool changed(const EpochInput& input, const Space& space) const;
   [[nodiscard]] Result<> account(const EpochInput& input, EpochReport& report);
@@ -142,6 +144,9 @@ class Scope {
   Conduct conduct_;
   __u64 trial_epoch_ = 0;  // in which the pages on trial were put there; 0: none are
   __u64 seated_epoch_ = 0;  // first of the policy that answers
+  __u64 seat_generation_ = 0;
+  EpochReport decided_;   // of the last epoch that was not rested; number 0: none yet
+  Trial rested_trial_;    // what pages on trial brought since
   // Free pages of the fast tier that the kernel would not give out when asked,
   // because of its watermarks, and when to ask again.
   __u64 withheld_pages_ = 0;

@@ -460,6 +460,7 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   input.moves = (terms.flags & HT_POLICY_NO_MOVES) == 0;
   input.estimated = (terms.flags & HT_POLICY_ESTIMATED) != 0;
   input.seat = seat.cgroup_id();
+  input.seat_generation = terms.generation;
   arbitrate_for(scope, input);
   MoveTerms moves = terms.moves;
   {
