@@ -81,19 +81,19 @@ struct slot {
 	struct side side[SIDES];
 };
 
-/* One exchange at a time: it owns the slots, the buffer and the CPU's copies. */
+/* One exchange at a time: it owns the slots. */
 static DEFINE_MUTEX(move_mutex);
 static struct slot slots[BATCH_PAIRS];
-static u8 swap_buffer[PAGE_SIZE] __aligned(64);
 
 static const enum ht_tier source_tier[SIDES] = { HT_TIER_SLOW, HT_TIER_FAST };
 static const enum ht_tier target_tier[SIDES] = { HT_TIER_FAST, HT_TIER_SLOW };
 
 /* --------------------------------------------------------------- lookup */
 
-/* The mm that was looked into last, its mmap lock held: plans come by process. */
+/* What was looked into last, its mmap lock held: plans come by process and mapping. */
 struct lookup {
 	struct mm_struct *mm;
+	struct vm_area_struct *vma;
 	u64 space;
 };
 
@@ -104,6 +104,7 @@ static void lookup_end(struct lookup *lookup)
 	mmap_read_unlock(lookup->mm);
 	mmput(lookup->mm);
 	lookup->mm = NULL;
+	lookup->vma = NULL;
 }
 
 static bool lookup_begin(struct lookup *lookup, u32 pid, u64 space)
@@ -123,17 +124,18 @@ static bool lookup_begin(struct lookup *lookup, u32 pid, u64 space)
 }
 
 /* Under the mmap lock. HT_MOVE_NONE: found, with a reference. */
-static u8 find_folio(struct mm_struct *mm, unsigned long address, int s, struct folio **found)
+static u8 find_folio(struct lookup *lookup, unsigned long address, int s, struct folio **found)
 {
-	struct vm_area_struct *vma = vma_lookup(mm, address);
 	struct folio *folio;
 	u8 result = HT_MOVE_NONE;
 
-	if (!vma)
+	if (!lookup->vma || address < lookup->vma->vm_start || address >= lookup->vma->vm_end)
+		lookup->vma = vma_lookup(lookup->mm, address);
+	if (!lookup->vma)
 		return HT_MOVE_GONE;
-	if (ht_vma_is_special(vma))
+	if (ht_vma_is_special(lookup->vma))
 		return HT_MOVE_SPECIAL;
-	folio = ht_get_folio(mm, address);
+	folio = ht_get_folio(lookup->mm, address);
 	if (!folio)
 		return HT_MOVE_GONE;
 	/* the huge zero folio has no mapping */
@@ -162,7 +164,6 @@ static void look_up(struct slot *slot, u32 nr, int s)
 		u64 address = s == HOT ? READ_ONCE(pair->hot_addr) : READ_ONCE(pair->cold_addr);
 		u32 pid = s == HOT ? READ_ONCE(pair->hot_pid) : READ_ONCE(pair->cold_pid);
 
-		memset(side, 0, sizeof(*side));
 		side->pages = 1;
 		side->asked = address;
 		if (!address)
@@ -170,7 +171,7 @@ static void look_up(struct slot *slot, u32 nr, int s)
 		if (address >= TASK_SIZE_MAX || !lookup_begin(&lookup, pid, space))
 			side->result = HT_MOVE_GONE;
 		else
-			side->result = find_folio(lookup.mm, address & PAGE_MASK, s, &side->folio);
+			side->result = find_folio(&lookup, address & PAGE_MASK, s, &side->folio);
 		if (side->folio)
 			side->pages = folio_nr_pages(side->folio);
 	}
@@ -295,6 +296,19 @@ static bool freeze_pair(struct folio *hot, struct folio *cold)
 	return false;
 }
 
+/*
+ * By registers: a third buffer would be written and read as well. noinline, or
+ * gcc computes each address anew.
+ */
+static noinline void swap_page(u64 *a, u64 *b)
+{
+	int i;
+
+#pragma GCC unroll 8
+	for (i = 0; i < PAGE_SIZE / sizeof(*a); i++)
+		swap(a[i], b[i]);
+}
+
 static void swap_contents(struct folio *hot, struct folio *cold)
 {
 	long i;
@@ -303,9 +317,7 @@ static void swap_contents(struct folio *hot, struct folio *cold)
 		void *a = kmap_local_folio(hot, i * PAGE_SIZE);
 		void *b = kmap_local_folio(cold, i * PAGE_SIZE);
 
-		copy_page(swap_buffer, a);
-		copy_page(a, b);
-		copy_page(b, swap_buffer);
+		swap_page(a, b);
 		kunmap_local(b);
 		kunmap_local(a);
 		cond_resched();
@@ -323,8 +335,10 @@ static void clear_exclusive(struct folio *folio)
 {
 	long i;
 
+	/* try_to_migrate() has cleared those that were mapped: asking saves an atomic access each */
 	for (i = 0; i < folio_nr_pages(folio); i++)
-		ClearPageAnonExclusive(folio_page(folio, i));
+		if (PageAnonExclusive(folio_page(folio, i)))
+			ClearPageAnonExclusive(folio_page(folio, i));
 }
 
 /*

@@ -146,7 +146,6 @@ struct walker {
 	u64 list_bound;
 	u32 list_tier;
 	struct folio *last;	/* listed last, for comparison only: may be gone */
-	struct folio **found;	/* ht_get_folio(): take a reference, count nothing */
 	int pmds;		/* left in this step */
 };
 
@@ -169,12 +168,6 @@ static int visit(struct walker *walker, struct folio *folio, unsigned long addre
 	u8 tier = ht_tier_of(folio_nid(folio));
 	bool anon = folio_test_anon(folio);
 
-	if (walker->found) {
-		/* the mapping's reference is stable under the lock, so ours can be taken */
-		folio_get(folio);
-		*walker->found = folio;
-		return 0;
-	}
 	/* without a mapping it is the huge zero folio, or was truncated */
 	if (tier == HT_TIER_NONE || !READ_ONCE(folio->mapping) || folio_is_zone_device(folio) ||
 	    ht_is_everybodys(folio))
@@ -196,18 +189,34 @@ static int visit(struct walker *walker, struct folio *folio, unsigned long addre
 	return 0;
 }
 
+/* What an entry maps, read under its lock; NULL: nothing, or no ordinary page. */
+static struct folio *folio_of_pmd(pmd_t pmd)
+{
+	if (!pmd_present(pmd) || !pmd_trans_huge(pmd) || pmd_devmap(pmd))
+		return NULL;
+	return page_folio(pmd_page(pmd));
+}
+
+static struct folio *folio_of_pte(pte_t pte)
+{
+	/* special: the zero page, in the mappings that get here */
+	if (!pte_present(pte) || pte_special(pte) || pte_devmap(pte))
+		return NULL;
+	return page_folio(pte_page(pte));
+}
+
 static int walk_huge(struct walker *walker, struct mm_struct *mm, pmd_t *pmdp,
 		     unsigned long address, unsigned long end)
 {
 	spinlock_t *ptl = pmd_lock(mm, pmdp);
-	pmd_t pmd = *pmdp;
+	struct folio *folio = folio_of_pmd(*pmdp);
 	int err = 0;
 
-	if (pmd_present(pmd) && pmd_trans_huge(pmd) && !pmd_devmap(pmd)) {
+	if (folio) {
 		u32 nr = (end - address) >> PAGE_SHIFT;
 		u64 before = walker->tier_pages[0] + walker->tier_pages[1];
 
-		err = visit(walker, page_folio(pmd_page(pmd)), address, nr);
+		err = visit(walker, folio, address, nr);
 		walker->huge_pages += walker->tier_pages[0] + walker->tier_pages[1] - before;
 	}
 	spin_unlock(ptl);
@@ -246,12 +255,11 @@ static int walk_ptes(struct walker *walker, pmd_t *pmdp, unsigned long *address,
 	if (!ptes)
 		return 0;	/* changed under us: what is there now is young */
 	for (; *address < end; ptep++, *address += PAGE_SIZE) {
-		pte_t pte = ptep_get(ptep);
+		struct folio *folio = folio_of_pte(ptep_get(ptep));
 
-		/* special: the zero page, in the mappings that get here */
-		if (!pte_present(pte) || pte_special(pte) || pte_devmap(pte))
+		if (!folio)
 			continue;
-		err = visit(walker, page_folio(pte_page(pte)), *address, 1);
+		err = visit(walker, folio, *address, 1);
 		if (err)
 			break;
 	}
@@ -327,11 +335,29 @@ static int walk_mapping(struct walker *walker, struct mm_struct *mm, unsigned lo
 
 struct folio *ht_get_folio(struct mm_struct *mm, unsigned long address)
 {
-	struct folio *folio = NULL;
-	struct walker walker = { .found = &folio, .pmds = 1 };
+	unsigned long next;
+	struct folio *folio;
+	spinlock_t *ptl;
+	pmd_t *pmdp;
+	pte_t *ptep;
 
 	mmap_assert_locked(mm);
-	walk_mapping(&walker, mm, &address, address + PAGE_SIZE);
+	pmdp = ht_descend(mm, address, address + PAGE_SIZE, &next);
+	if (!pmdp)
+		return NULL;
+	ptep = ht_map_lock(pmdp, address, &ptl);
+	if (ptep) {
+		folio = folio_of_pte(ptep_get(ptep));
+	} else {
+		ptl = pmd_lock(mm, pmdp);
+		folio = folio_of_pmd(*pmdp);
+	}
+	/* the mapping's reference is stable under the lock, so ours can be taken */
+	if (folio)
+		folio_get(folio);
+	spin_unlock(ptl);
+	if (ptep)
+		rcu_read_unlock();	/* of ht_map_lock() */
 	return folio;
 }
 
