@@ -57,9 +57,9 @@ struct Footprint {
   }
   void fold() {
     for (const ht_granule& granule : batch) partition.fold(granule, [](__u64, __u32) {});
+    partition.close(top);  // which counts them
   }
   void finish() {
-    partition.close(top);
     partition.fill(out);
     batch.clear();
   }

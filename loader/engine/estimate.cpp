@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "estimate.hpp"
 
+#include <emmintrin.h>  // of every x86-64
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -61,10 +63,12 @@ __u32 next_random(__u32& state) {
   return state;
 }
 
-// v * factor / 256, rounded up or down by chance so that the mean is exact.
+// v * factor / 256, rounded up or down by chance so that the mean is exact. 0: nothing is left.
 template <class T, std::size_t N>
-void thin(T (&v)[N], __u32 factor, const __u8* random) {
-  for (std::size_t i = 0; i < N; ++i) v[i] = static_cast<T>((v[i] * factor + random[i]) >> 8);
+__u32 thin(T (&v)[N], __u32 factor, const __u8* random) {
+  T left = 0;
+  for (std::size_t i = 0; i < N; ++i) left |= v[i] = static_cast<T>((v[i] * factor + random[i]) >> 8);
+  return left;
 }
 
 // Granules lie anywhere in memory, and one is done before the next has come.
@@ -83,14 +87,17 @@ void fetch_counts(const Estimate::Granule* g, int scale) {
   if (!g) return;
   fetch(g->page[scale], sizeof(g->page[scale]));
   fetch(g->piece[scale], sizeof(g->piece[scale]));
+  fetch(g->count, 1);
 }
 
-// Calls f(index, granule) for each of a region's granules, the next one being
+// Calls f(index, granule) for each of a region's granules, those that follow being
 // fetched meanwhile.
+constexpr unsigned kAhead = 3;
 template <class Granules, class Fetch, class F>
 void each_granule(Granules& granules, Fetch&& fetch_next, F&& f) {
+  for (unsigned i = 0; i < kAhead; ++i) fetch_next(granules[i].get());
   for (unsigned i = 0; i < granules.size(); ++i) {
-    if (i + 1 < granules.size()) fetch_next(granules[i + 1].get());
+    if (i + kAhead < granules.size()) fetch_next(granules[i + kAhead].get());
     if (granules[i]) f(i, *granules[i]);
   }
 }
@@ -106,6 +113,52 @@ __u32 sum_of_piece(const __u8* page) {
   std::memcpy(half, page, sizeof(half));
   const __u64 sums = (half[0] & kEven) + (half[0] >> 8 & kEven) + (half[1] & kEven) + (half[1] >> 8 & kEven);
   return static_cast<__u32>(sums * 0x0001000100010001ULL >> 48);
+}
+
+// Side by side: compilers do not reorder sums of floats by themselves.
+using Four = float __attribute__((vector_size(16)));
+
+// The lowest and the highest count of a piece's pages.
+std::pair<__u8, __u8> bounds_of_piece(const __u8* page) {
+  __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(page));
+  __m128i high = low;
+  // Each time the lower bytes see the upper ones' half; what comes in above, zeros,
+  // never gets down to the lowest byte.
+  auto fold = [&](__m128i low_half, __m128i high_half) {
+    low = _mm_min_epu8(low, low_half);
+    high = _mm_max_epu8(high, high_half);
+  };
+  fold(_mm_srli_si128(low, 8), _mm_srli_si128(high, 8));
+  fold(_mm_srli_epi64(low, 32), _mm_srli_epi64(high, 32));
+  fold(_mm_srli_epi64(low, 16), _mm_srli_epi64(high, 16));
+  fold(_mm_srli_epi64(low, 8), _mm_srli_epi64(high, 8));
+  return {static_cast<__u8>(_mm_cvtsi128_si32(low)), static_cast<__u8>(_mm_cvtsi128_si32(high))};
+}
+
+__u32 squares_of_piece(const __u8* page) {
+  const __m128i counts = _mm_loadu_si128(reinterpret_cast<const __m128i*>(page));
+  const __m128i first = _mm_unpacklo_epi8(counts, _mm_setzero_si128());
+  const __m128i second = _mm_unpackhi_epi8(counts, _mm_setzero_si128());
+  __m128i sums = _mm_add_epi32(_mm_madd_epi16(first, first), _mm_madd_epi16(second, second));
+  sums = _mm_add_epi32(sums, _mm_srli_si128(sums, 8));
+  sums = _mm_add_epi32(sums, _mm_srli_si128(sums, 4));
+  return static_cast<__u32>(_mm_cvtsi128_si32(sums));
+}
+
+// How many pages of each piece are there: all of a word's four at once.
+void count_pages(const Estimate::Granule& g, float (&n)[Estimate::kPieces]) {
+  __u64 words[Estimate::kPages / 64];
+  for (unsigned w = 0; w < std::size(words); ++w) {
+    __u64 v = g.present(w);
+    v -= v >> 1 & 0x5555555555555555ULL;
+    v = (v & 0x3333333333333333ULL) + (v >> 2 & 0x3333333333333333ULL);
+    v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+    words[w] = (v + (v >> 8)) & 0x00ff00ff00ff00ffULL;
+  }
+  __u16 pages[Estimate::kPieces];
+  static_assert(sizeof(pages) == sizeof(words) && std::endian::native == std::endian::little);
+  std::memcpy(pages, words, sizeof(pages));
+  for (unsigned i = 0; i < Estimate::kPieces; ++i) n[i] = static_cast<float>(pages[i]);
 }
 
 // A positive float's upper bits: its logarithm in steps of 0.4 %.
@@ -151,11 +204,16 @@ Estimate::Granule* Estimate::find(__u64 space, __u64 granule) {
 
 Estimate::Granule* Estimate::find_in_turn(__u64 space, __u64 granule) {
   Granule* g = find(space, granule);
-  if (g && (granule + 1) % kRegionGranules) fetch_facts(found_.region->granules[(granule + 1) % kRegionGranules].get());
+  if (g && (granule + kAhead) % kRegionGranules >= kAhead) {
+    const Granule* next = found_.region->granules[(granule + kAhead) % kRegionGranules].get();
+    fetch_facts(next);
+    if (next) fetch(next->piece, sizeof(next->piece));
+  }
   return g;
 }
 
 Estimate::Granule& Estimate::make(__u64 space, __u64 granule) {
+  if (Granule* known = find(space, granule)) return *known;
   auto [r, fresh] = spaces_[space].try_emplace(granule / kRegionGranules);
   regions_ += fresh;
   auto& g = r->second.granules[granule % kRegionGranules];
@@ -245,7 +303,7 @@ std::size_t Estimate::bytes() const {
 void Estimate::visit(const Visit& visit) {
   for (auto& [space, regions] : spaces_)
     for (auto& [index, region] : regions)
-      each_granule(region.granules, [this](const Granule* next) { fetch_counts(next, scale_); },
+      each_granule(region.granules, [this](const Granule* next) { fetch_counts(next, scale_), fetch_facts(next); },
                    [&](unsigned i, Granule& g) { visit(space, index * kRegionGranules + i, g); });
 }
 
@@ -300,10 +358,11 @@ void Estimate::begin(__u64 epoch) {
   predict_turn_ = next_random(random_) % 16;
 }
 
-__attribute__((target_clones("avx2", "default"))) static void thin_granule(Estimate::Granule& g, int s, __u32 factor,
+// False: nothing is left.
+__attribute__((target_clones("avx2", "default"))) static bool thin_granule(Estimate::Granule& g, int s, __u32 factor,
                                                                            const __u8* random) {
-  thin(g.page[s], factor, random);
-  thin(g.piece[s], factor, random + Estimate::kPages);
+  const __u32 pages = thin(g.page[s], factor, random);
+  return (pages | thin(g.piece[s], factor, random + Estimate::kPages)) != 0;
 }
 
 void Estimate::decay(int scale) {
@@ -317,9 +376,9 @@ void Estimate::decay(int scale) {
           g.bits->own[scale] *= kDecay * kDecay;
         }
         if (g.count[scale] == 0) return;
-        thin_granule(g, scale, kDecay256, random.data() + next_random(random_) % (kNoise - 2 * kPages));
+        const bool left = thin_granule(g, scale, kDecay256, random.data() + next_random(random_) % (kNoise - 2 * kPages));
         g.count[scale] *= kDecay;
-        if (g.count[scale] < 1e-3F) g.count[scale] = 1e-3F;  // bytes may still hold something
+        if (g.count[scale] < 1e-3F) g.count[scale] = left ? 1e-3F : 0;
       });
 }
 
@@ -334,7 +393,7 @@ void Estimate::set_unit(__u32 unit) {
           if (unit < unit_)
             thin(scale, 256 * unit / unit_, random.data() + next_random(random_) % (kNoise - kPages));
           else
-            for (__u8& v : scale) v = static_cast<__u8>(std::min<__u32>(255, v * unit / unit_));
+            for (__u8& v : scale) v = static_cast<__u8>(std::min<__u32>(255, v * (unit / unit_)));
         }
       }
   unit_ = unit;
@@ -395,6 +454,15 @@ void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
   for (float& count : g.count) count += static_cast<float>(total);
   g.sampled_epoch = static_cast<__u32>(epoch_);
   epoch_samples_ += total;
+}
+
+void Estimate::fetch_pages(const Granule& g, std::span<const PageSamples> sampled) {
+  __builtin_prefetch(g.count, 1);
+  for (const PageSamples& s : sampled) {
+    for (const auto& tier : g.in_tier) __builtin_prefetch(tier + s.page / 64);
+    for (const auto& page : g.page) __builtin_prefetch(page + s.page, 1);
+    for (const auto& piece : g.piece) __builtin_prefetch(piece + s.page / kPiecePages, 1);
+  }
 }
 
 // Bits become touches: where one was set, as many as its page's rate lets expect.
@@ -579,57 +647,89 @@ void Estimate::pieces(const Granule& g, int scale, float out[kPieces], Dispersio
   const float k = static_cast<float>(k_[scale][kPiece]);
   const float exposure = m * noise * age.weight;
   const float f = noise / kPieceUnit;
-  float sum = 0;
-  float pages = 0;
-  float excess = 0;
-  float expected = 0;
-  for (unsigned i = 0; i < kPieces; ++i) {
-    float n = static_cast<float>(std::popcount(g.piece_mask(i)));
-    float e = n * exposure;
-    float x = f * static_cast<float>(g.piece[scale][i]);
-    out[i] = (k + x) / (k + e);
-    sum += n * out[i];
+  float pages_of[kPieces];
+  count_pages(g, pages_of);
+  Four sum{};
+  Four pages{};
+  Four excess{};
+  Four expected{};
+  for (unsigned i = 0; i < kPieces; i += 4) {
+    Four n;
+    std::memcpy(&n, pages_of + i, sizeof(n));
+    const __u16* counted = g.piece[scale] + i;
+    const Four e = n * exposure;
+    const Four x = f * Four{static_cast<float>(counted[0]), static_cast<float>(counted[1]), static_cast<float>(counted[2]),
+                            static_cast<float>(counted[3])};
+    const Four ratio = (k + x) / (k + e);
+    std::memcpy(out + i, &ratio, sizeof(ratio));
+    sum += n * ratio;
     pages += n;
-    if (n > 0) {
-      excess += (x - e) * (x - e) - variance_ * x;
-      expected += e * e;
-    }
+    excess += n > 0 ? (x - e) * (x - e) - variance_ * x : Four{};
+    expected += e * e;
   }
+  auto all = [](Four four) { return (four[0] + four[1]) + (four[2] + four[3]); };
   if (dispersion) {
-    dispersion->excess += excess;
-    dispersion->expected += expected;
+    dispersion->excess += all(excess);
+    dispersion->expected += all(expected);
   }
-  const float g_scale = sum > 0 ? m * pages / sum : 0;
+  const float g_scale = all(sum) > 0 ? m * all(pages) / all(sum) : 0;
   for (unsigned i = 0; i < kPieces; ++i) out[i] *= g_scale;
 }
 
 void Estimate::rates(const Granule& g, float out[kPages]) const {
+  float piece[kPieces];
+  piece_rates(g, piece);
+  for (unsigned i = 0; i < kPieces; ++i) page_rates(g, i, piece[i], out + i * kPiecePages);
+}
+
+void Estimate::piece_rates(const Granule& g, float out[kPieces]) const {
+  if (g.huge)
+    std::fill_n(out, kPieces, g.rate[scale_]);
+  else
+    pieces(g, scale_, out);
+}
+
+void Estimate::page_rates(const Granule& g, unsigned piece, float rate, float out[kPiecePages]) const {
+  const __u32 mask = g.piece_mask(piece);
   if (g.huge) {
-    for (unsigned p = 0; p < kPages; ++p) out[p] = g.has(p) ? g.rate[scale_] : 0;
+    for (unsigned p = 0; p < kPiecePages; ++p) out[p] = mask >> p & 1 ? rate : 0;
     return;
   }
-  float piece[kPieces];
-  pieces(g, scale_, piece);
-  const Age age = seen(scale_, g);
   const float k = static_cast<float>(k_[scale_][kPage]);
-  const float f = age.noise / static_cast<float>(unit_);
+  const float f = seen(scale_, g).noise / static_cast<float>(unit_);
+  const __u8* page = g.page[scale_] + piece * kPiecePages;
+  if (mask == 0xffff) {  // as nearly all are: no branch for a page
+    const __u32 counted = sum_of_piece(page);
+    const float scale = rate * kPiecePages / (k * kPiecePages + f * static_cast<float>(counted));
+    for (unsigned p = 0; p < kPiecePages; ++p) out[p] = counted ? scale * (k + f * static_cast<float>(page[p])) : rate;
+    return;
+  }
+  float sum = 0;
+  for (unsigned p = 0; p < kPiecePages; ++p) {
+    out[p] = mask >> p & 1 ? k + f * static_cast<float>(page[p]) : 0;
+    sum += out[p];
+  }
+  const float scale = sum > 0 ? rate * static_cast<float>(std::popcount(mask)) / sum : 0;
+  for (unsigned p = 0; p < kPiecePages; ++p) out[p] *= scale;
+}
+
+// What page_rates says of each piece, without going through it: rates rise with counts.
+void Estimate::summarize(const Granule& g, const float piece[kPieces], Summary out[kPieces]) const {
+  const float k = static_cast<float>(k_[scale_][kPage]);
+  const float f = g.huge ? 0 : seen(scale_, g).noise / static_cast<float>(unit_);
   for (unsigned i = 0; i < kPieces; ++i) {
     const __u8* page = g.page[scale_] + i * kPiecePages;
-    float* to = out + i * kPiecePages;
-    const __u32 mask = g.piece_mask(i);
-    if (mask == 0xffff) {  // as nearly all are: no branch for a page
-      const __u32 counted = sum_of_piece(page);
-      const float scale = piece[i] * kPiecePages / (k * kPiecePages + f * static_cast<float>(counted));
-      for (unsigned p = 0; p < kPiecePages; ++p) to[p] = counted ? scale * (k + f * static_cast<float>(page[p])) : piece[i];
+    const __u32 counted = sum_of_piece(page);
+    const float rate = piece[i];
+    if (!counted || g.huge) {
+      out[i] = {rate, rate, rate * kPiecePages, rate * rate * kPiecePages};
       continue;
     }
-    float sum = 0;
-    for (unsigned p = 0; p < kPiecePages; ++p) {
-      to[p] = mask >> p & 1 ? k + f * static_cast<float>(page[p]) : 0;
-      sum += to[p];
-    }
-    const float scale = sum > 0 ? piece[i] * static_cast<float>(std::popcount(mask)) / sum : 0;
-    for (unsigned p = 0; p < kPiecePages; ++p) to[p] *= scale;
+    const auto [low, high] = bounds_of_piece(page);
+    const float x = f * static_cast<float>(counted);
+    const float scale = rate * kPiecePages / (k * kPiecePages + x);
+    out[i] = {scale * (k + f * static_cast<float>(low)), scale * (k + f * static_cast<float>(high)), rate * kPiecePages,
+              scale * scale * (k * (k * kPiecePages + 2 * x) + f * f * static_cast<float>(squares_of_piece(page)))};
   }
 }
 
@@ -655,9 +755,7 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion& piece_le
     if (!mask) continue;
     const __u8* page = g.page[scale] + i * kPiecePages;
     const __u32 sum = sum_of_piece(page);
-    __u32 squares = 0;
-    if (sum)
-      for (unsigned p = 0; p < kPiecePages; ++p) squares += __u32{page[p]} * page[p];
+    const __u32 squares = sum ? squares_of_piece(page) : 0;
     const float n = static_cast<float>(std::popcount(mask));
     const float e = piece[i] * exposure;
     const float x = f * static_cast<float>(sum);
@@ -699,7 +797,26 @@ void Estimate::learn(int scale, const Dispersion (&d)[kLevels]) {
   }
 }
 
-void Estimate::estimate(int scale, __u64 top_pages) {
+// What is counted of each granule as a whole, at all scales: who went there for each
+// of these, and for the two rounds of a pass, would wait for memory all the time.
+std::vector<Estimate::Leaf> Estimate::leaves() {
+  std::vector<Leaf> list;
+  list.reserve(granules_);
+  for (auto& [id, space] : spaces_)
+    for (auto& [index, region] : space)
+      each_granule(region.granules, fetch_facts, [&](unsigned, Granule& g) {
+        Leaf& leaf = list.emplace_back(Leaf{&g, static_cast<float>(g.present_pages()), {}, {}});
+        for (int s = 0; s < kScales; ++s) {
+          const Age age = seen(s, g);
+          const float noise = trust(g) * age.noise;
+          leaf.x[s] = noise * g.count[s];
+          leaf.exposure[s] = leaf.pages * noise * age.weight;
+        }
+      });
+  return list;
+}
+
+void Estimate::estimate(int scale, __u64 top_pages, std::span<const Leaf> leaves) {
   struct Node {
     double x = 0;         // noise-free count: f * C
     double exposure = 0;  // sum of pages * f * W: e = rate * exposure
@@ -732,18 +849,14 @@ void Estimate::estimate(int scale, __u64 top_pages) {
   Node all;
   std::vector<Node> spaces;
   std::vector<std::vector<Node>> regions;
-  auto leaf = [&](const Granule& g) {
-    const Age age = seen(scale, g);
-    const float noise = trust(g) * age.noise;
-    double pages = g.present_pages();
-    return Node{noise * g.count[scale], pages * noise * age.weight, pages, 0};
-  };
+  auto node = [scale](const Leaf& leaf) { return Node{leaf.x[scale], leaf.exposure[scale], leaf.pages, 0}; };
+  std::size_t at = 0;
   for (const auto& [id, space] : spaces_) {
     Node& s = spaces.emplace_back();
     auto& list = regions.emplace_back();
     for (const auto& [index, region] : space) {
       Node& r = list.emplace_back();
-      each_granule(region.granules, fetch_facts, [&](unsigned, const Granule& g) { r.add(leaf(g)); });
+      for (unsigned i = 0; i < region.used; ++i) r.add(node(leaves[at++]));
       s.add(r);
     }
     all.add(s);
@@ -755,7 +868,7 @@ void Estimate::estimate(int scale, __u64 top_pages) {
 
   std::vector<__u32> histogram(kKeys);
   const unsigned every = std::bit_floor(static_cast<unsigned>(std::clamp<__u64>(pages_ / settings_.looked_pages, 1, kPieces / 4)));
-  unsigned turn = 0;
+  at = 0;
   std::vector<Node> nodes;
   std::size_t s = 0;
   for (auto& [id, space] : spaces_) {
@@ -763,15 +876,19 @@ void Estimate::estimate(int scale, __u64 top_pages) {
     std::size_t r = 0;
     for (auto& [index, region] : space) {
       nodes.clear();
-      for (const auto& g : region.granules)
-        if (g) nodes.push_back(leaf(*g));
+      for (unsigned i = 0; i < region.used; ++i) nodes.push_back(node(leaves[at + i]));
       children(kGranule, regions[s][r], nodes);
-      std::size_t n = 0;
-      each_granule(region.granules, [scale](const Granule* next) { fetch_counts(next, scale); }, [&](unsigned, Granule& g) {
-        g.rate[scale] = static_cast<float>(nodes[n++].rate);
+      for (const Node& n : nodes) {
+        Granule& g = *leaves[at].granule;
+        if (at + kAhead < leaves.size()) {
+          fetch_counts(leaves[at + kAhead].granule, scale);
+          fetch_facts(leaves[at + kAhead].granule);
+        }
+        g.rate[scale] = static_cast<float>(n.rate);
         // Each granule another piece, each pass another one of it.
-        pages_pass(g, scale, {(turn++ + pass_) % every, every}, d[kPiece], d[kPage], histogram);
-      });
+        pages_pass(g, scale, {static_cast<unsigned>((at + pass_) % every), every}, d[kPiece], d[kPage], histogram);
+        ++at;
+      }
       ++r;
     }
     ++s;
@@ -815,14 +932,15 @@ void Estimate::pass(__u64 top_pages) {
   for (auto& classes : classes_) classes.resize(kClasses);
   if (ages_[0].empty()) age_tables();
   ++pass_;
+  const std::vector<Leaf> list = leaves();
   for (int s = 0; s < kScales; ++s) {
     if (!learned_[s]) {
       // Twice: what is learned by the first is of use to the first.
       k_[s].fill(1);
-      estimate(s, top_pages);
+      estimate(s, top_pages, list);
       learned_[s] = epoch_samples_ > 0;
     }
-    estimate(s, top_pages);
+    estimate(s, top_pages, list);
   }
   passed_ = classes_fresh_ = true;
   draw_worth();

@@ -134,6 +134,8 @@ class Estimate {
     __u32 samples = 0;
   };
   void add(Granule& granule, std::span<const PageSamples> sampled);
+  // Fetches what that will need.
+  static void fetch_pages(const Granule& granule, std::span<const PageSamples> sampled);
   // Counts what the accessed bits of a granule told; returns how many were set.
   // Pages outside of checked do not count.
   __u32 add(Granule& granule, const ht_bits& bits);
@@ -145,8 +147,24 @@ class Estimate {
   // Rates of the last pass at the chosen scale, as counts are now. Only pages
   // that are present have one; the others' are 0.
   void rates(const Granule& granule, float out[kPages]) const;
-  // The same for its 64 KiB pieces.
-  void piece_rates(const Granule& granule, float out[kPieces]) const { pieces(granule, scale_, out); }
+  // The same for its 64 KiB pieces, and for the pages of one whose rate is known.
+  void piece_rates(const Granule& granule, float out[kPieces]) const;
+  void page_rates(const Granule& granule, unsigned piece, float rate, float out[kPiecePages]) const;
+  // Rates of some pages taken together.
+  struct Summary {
+    float low = 0;
+    float high = 0;
+    float sum = 0;
+    float squares = 0;
+    static Summary of(float rate) { return {rate, rate, rate, rate * rate}; }
+    // Not told apart: all of them have the mean rate.
+    Summary as_one(unsigned pages) const {
+      const float mean = sum / static_cast<float>(pages);
+      return {mean, mean, sum, squares};
+    }
+  };
+  // Of the pieces whose pages are all there; nothing is said of the others.
+  void summarize(const Granule& granule, const float piece_rates[kPieces], Summary out[kPieces]) const;
 
   // What pages whose rate was estimated so were seen to have in the epochs that
   // followed: what moving them may be expected to bring. Rises with the rate. Where
@@ -212,6 +230,13 @@ class Estimate {
     unsigned first;
     unsigned every;
   };
+  // A granule as a whole, in a pass.
+  struct Leaf {
+    Granule* granule;
+    float pages;
+    float x[kScales];         // noise-free count: f * C
+    float exposure[kScales];  // pages * f * W: expected is rate * exposure
+  };
 
   // Pages by estimated rate, four classes an octave, and what they brought, decayed.
   static constexpr unsigned kClasses = 1 << 10;
@@ -238,7 +263,8 @@ class Estimate {
   void set_unit(__u32 unit);
   void pieces(const Granule& g, int scale, float out[kPieces], Dispersion* dispersion = nullptr) const;
   void pages_pass(Granule& g, int scale, Look look, Dispersion& piece, Dispersion& page, std::vector<__u32>& histogram);
-  void estimate(int scale, __u64 top_pages);
+  std::vector<Leaf> leaves();
+  void estimate(int scale, __u64 top_pages, std::span<const Leaf> leaves);
   void learn(int scale, const Dispersion (&d)[kLevels]);
   void choose();
   void judge(int scale);

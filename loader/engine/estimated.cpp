@@ -6,7 +6,6 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 namespace hypertier {
 namespace {
@@ -37,15 +36,20 @@ __u32 saturated(double value) {
   return value <= 0 ? 0 : value >= 4294967294.0 ? HT_UNKNOWN32 - 1 : static_cast<__u32>(value);
 }
 
-// Calls f(page, samples) for each page that has any. Nearly all have none: four
-// are passed over at a time.
+// Calls f(page, samples) for each page that has any. Nearly all have none: 64 are
+// passed over at a time.
 template <class F>
 void each_sampled(const ht_granule& granule, F&& f) {
-  for (unsigned w = 0; w < std::size(granule.pages); w += 2) {
-    __u64 four;
-    std::memcpy(&four, &granule.pages[w], sizeof(four));
-    for (unsigned p = 2 * w; four; ++p, four >>= 16)
-      if (auto n = static_cast<__u32>(four & 0xffff)) f(p, n);
+  constexpr unsigned kWords = 16;
+  __u64 fours[kWords];
+  for (unsigned first = 0; first < HT_GRANULE_PAGES; first += 4 * kWords) {
+    std::memcpy(fours, &granule.pages[first / 2], sizeof(fours));
+    __u64 any = 0;
+    for (const __u64 four : fours) any |= four;
+    if (!any) continue;
+    for (unsigned w = 0; w < kWords; ++w)
+      for (unsigned p = first + 4 * w; fours[w]; ++p, fours[w] >>= 16)
+        if (auto n = static_cast<__u32>(fours[w] & 0xffff)) f(p, n);
   }
 }
 
@@ -55,50 +59,14 @@ void each_word(unsigned first, unsigned last, F&& f) {
   for (unsigned w = first / 64; w < HT_GRANULE_PAGES / 64 && w * 64 < last; ++w) f(w, page_mask(first, last, w));
 }
 
-// Rates of some pages taken together.
-struct Summary {
-  float low = std::numeric_limits<float>::max();
-  float high = 0;
-  float sum = 0;
-  float squares = 0;
-  static Summary of(float rate) { return {rate, rate, rate, rate * rate}; }
-  // Not told apart: all of them have the mean rate.
-  Summary as_one(unsigned pages) const {
-    const float mean = sum / static_cast<float>(pages);
-    return {mean, mean, sum, squares};
-  }
-};
-
-// Of each 64 KiB piece, and of all 512 pages.
-Summary summarize(const float (&rate)[HT_GRANULE_PAGES], Summary (&piece)[Estimate::kPieces]) {
-  constexpr unsigned kLanes = 4;  // side by side: a sum of floats is not reordered by compilers
-  Summary all;
-  for (unsigned i = 0; i < Estimate::kPieces; ++i) {
-    const float* at = rate + i * Estimate::kPiecePages;
-    float low[kLanes];
-    float high[kLanes];
-    float sum[kLanes];
-    float squares[kLanes];
-    for (unsigned l = 0; l < kLanes; ++l) low[l] = high[l] = sum[l] = at[l], squares[l] = at[l] * at[l];
-    for (unsigned p = kLanes; p < Estimate::kPiecePages; p += kLanes)
-      for (unsigned l = 0; l < kLanes; ++l) {
-        const float r = at[p + l];
-        low[l] = std::min(low[l], r);
-        high[l] = std::max(high[l], r);
-        sum[l] += r;
-        squares[l] += r * r;
-      }
-    Summary& s = piece[i];
-    for (unsigned l = 0; l < kLanes; ++l) {
-      s.low = std::min(s.low, low[l]);
-      s.high = std::max(s.high, high[l]);
-      s.sum += sum[l];
-      s.squares += squares[l];
-    }
-    all.low = std::min(all.low, s.low);
-    all.high = std::max(all.high, s.high);
-    all.sum += s.sum;
-    all.squares += s.squares;
+// Of all 512 pages.
+Estimate::Summary summary_of(const Estimate::Summary (&pieces)[Estimate::kPieces]) {
+  Estimate::Summary all = pieces[0];
+  for (unsigned i = 1; i < Estimate::kPieces; ++i) {
+    all.low = std::min(all.low, pieces[i].low);
+    all.high = std::max(all.high, pieces[i].high);
+    all.sum += pieces[i].sum;
+    all.squares += pieces[i].squares;
   }
   return all;
 }
@@ -111,6 +79,8 @@ void EstimatedPartition::begin(__u64 epoch) {
   epoch_ = epoch;
   estimate_.begin(epoch);
   sampled_.clear();
+  counted_.clear();
+  folded_.clear();
   trial_ = {};
   std::fill(std::begin(tried_bits_), std::end(tried_bits_), Bits{});
   bits_set_ = 0;
@@ -132,7 +102,7 @@ void EstimatedPartition::fold(const ht_granule& granule, const Stray& stray) {
   const Mapping* mapping = nullptr;
   __u32 samples = 0;
   __u32 stores_done = 0;
-  counted_.clear();
+  const auto first = static_cast<__u32>(sampled_.size());
   each_sampled(granule, [&](unsigned p, __u32 n) {
     const __u64 address = start + (__u64{p} << HT_PAGE_SHIFT);
     if (!mapping || address < mapping->start || address >= mapping->end) mapping = mapping_of(granule.space, address);
@@ -140,23 +110,44 @@ void EstimatedPartition::fold(const ht_granule& granule, const Stray& stray) {
     auto stores_until = static_cast<__u32>(
         granule.samples ? std::min<__u64>(granule.stores, __u64{granule.stores} * samples / granule.samples) : 0);
     if (mapping) {
-      sampled_.push_back({granule.space, address, n, stores_until - stores_done});
+      sampled_.push_back({address, n, stores_until - stores_done});
       counted_.push_back({p, n});
     } else {
       stray(address, n);
     }
     stores_done = stores_until;
   });
-  if (counted_.empty()) return;
-  Estimate::Granule& g = estimate_.make(granule.space, granule.granule);
-  bool missed = false;
-  for (auto [p, n] : counted_) {
-    if (g.tried[HT_TIER_SLOW][p / 64] >> (p % 64) & 1) trial_.hot_hits += n;
-    if (g.tried[HT_TIER_FAST][p / 64] >> (p % 64) & 1) trial_.cold_hits += n;
-    missed |= !g.has(p);
+  if (sampled_.size() > first) folded_.push_back({granule.space, granule.granule, first, static_cast<__u32>(sampled_.size()) - first});
+}
+
+// Counts what was folded, by addresses: so each region is looked up once, and what
+// is needed of a granule can be fetched while those before it are counted.
+void EstimatedPartition::count() {
+  std::sort(folded_.begin(), folded_.end(), [](const Folded& a, const Folded& b) {
+    return a.space != b.space ? a.space < b.space : a.granule != b.granule ? a.granule < b.granule : a.first < b.first;
+  });
+  constexpr std::size_t kAhead = 8;
+  std::array<Estimate::Granule*, kAhead> ahead;
+  auto sampled = [this](std::size_t i) { return std::span(counted_).subspan(folded_[i].first, folded_[i].pages); };
+  auto start = [&](std::size_t i) {
+    if (i >= folded_.size()) return;
+    ahead[i % kAhead] = &estimate_.make(folded_[i].space, folded_[i].granule);
+    Estimate::fetch_pages(*ahead[i % kAhead], sampled(i));
+  };
+  for (std::size_t i = 0; i < kAhead; ++i) start(i);
+  for (std::size_t i = 0; i < folded_.size(); ++i) {
+    Estimate::Granule& g = *ahead[i % kAhead];
+    start(i + kAhead);
+    bool missed = false;
+    for (auto [p, n] : sampled(i)) {
+      missed |= !g.has(p);
+      if (tried_.empty()) continue;
+      if (g.tried[HT_TIER_SLOW][p / 64] >> (p % 64) & 1) trial_.hot_hits += n;
+      if (g.tried[HT_TIER_FAST][p / 64] >> (p % 64) & 1) trial_.cold_hits += n;
+    }
+    if (missed) look_again(folded_[i].space, folded_[i].granule);
+    estimate_.add(g, sampled(i));
   }
-  if (missed) look_again(granule.space, granule.granule);
-  estimate_.add(g, counted_);
 }
 
 void EstimatedPartition::fold(const ht_bits& bits) {
@@ -212,6 +203,7 @@ __u64 EstimatedPartition::bits_interval_ns() const {
 }
 
 __u64 EstimatedPartition::close(__u64 fast_pages) {
+  count();
   // What others hold of the tier is not to be had.
   top_pages_ = std::max<__u64>(1, std::clamp(in_fast_pages_, fast_pages / kTopMin, fast_pages));
   try_bits();
@@ -441,6 +433,7 @@ void EstimatedPartition::try_pages(__u64 space, ht_page_t page, ht_tier side) {
 
 // Draws runs; false: more than max_runs.
 bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
+  using Summary = Estimate::Summary;
   runs_.clear();
   const float cut = estimate_.cut();
   const float floor = cut / grain.zone;
@@ -508,10 +501,20 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
   estimate_.visit([&](__u64 space, __u64 granule, Estimate::Granule& g) {
     if (!fits) return;
     const __u64 base = granule << HT_GRANULE_SHIFT;
-    float rate[HT_GRANULE_PAGES];
-    estimate_.rates(g, rate);
+    float piece_rate[Estimate::kPieces];
+    estimate_.piece_rates(g, piece_rate);
     Summary piece[Estimate::kPieces];
-    const Summary all = summarize(rate, piece);
+    estimate_.summarize(g, piece_rate, piece);
+    const Summary all = summary_of(piece);
+    // Single pages' rates, of the pieces where they matter.
+    float rates[HT_GRANULE_PAGES];
+    __u32 told = 0;
+    auto rate = [&](unsigned page) {
+      const unsigned i = page / Estimate::kPiecePages;
+      if (!(told >> i & 1)) estimate_.page_rates(g, i, piece_rate[i], rates + i * Estimate::kPiecePages);
+      told |= 1U << i;
+      return rates[page];
+    };
     // Whether all pages of [from, from + n) are there and in the one mapping.
     auto whole = [&](unsigned from, unsigned n) {
       for (unsigned w = from / 64; w <= (from + n - 1) / 64; ++w)
@@ -550,7 +553,7 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
           const Summary& of = piece[from / kPiece];
           if (!put(address, kPiece, unit == 1 ? of : of.as_one(kPiece), first + from / unit))
             for (unsigned i = from; i < from + kPiece && fits; ++i)
-              put(base + (__u64{i} << HT_PAGE_SHIFT), 1, Summary::of(rate[i]), first + i);
+              put(base + (__u64{i} << HT_PAGE_SHIFT), 1, Summary::of(rate(i)), first + i);
           p = from + kPiece;
           break;
         }
@@ -561,8 +564,8 @@ bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
         for (unsigned i = from; i < stop; ++i)
           if (g.has(i)) {
             ++n;
-            of.sum += rate[i];
-            of.squares += rate[i] * rate[i];
+            of.sum += rate(i);
+            of.squares += rate(i) * rate(i);
           }
         if (n) put(address, n, of.as_one(n), first + p / unit);
         from = stop;
@@ -693,21 +696,26 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
     const double mean2 = static_cast<double>(run.rate) * run.rate;
     o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
   }
-  // Samples are in the order of addresses granule by granule: the range of one is
-  // that of the one before, or soon after it.
-  auto by_address = [](const tier_range& r, const Sampled& s) {
-    return r.space != s.space ? r.space < s.space : r.end <= s.address;
-  };
+  // Both are in the order of addresses: the range of a sample is that of the one
+  // before, or soon after it.
+  auto before = [](const tier_range& r, std::pair<__u64, __u64> at) { return std::pair{r.space, r.end - 1} < at; };
   const std::span<tier_range> ranges = out.first(runs_.size());
   auto r = ranges.begin();
-  for (const Sampled& s : sampled_) {
-    const bool back = r == ranges.end() || r->space != s.space || s.address < r->start;
-    constexpr int kNear = 8;
-    for (int n = 0; !back && n < kNear && r != ranges.end() && by_address(*r, s); ++n) ++r;
-    if (back || r == ranges.end() || by_address(*r, s)) r = std::lower_bound(ranges.begin(), ranges.end(), s, by_address);
-    if (r == ranges.end() || r->space != s.space || s.address < r->start) continue;
-    r->samples += s.samples;
-    r->stores += s.stores;
+  auto first_of_granule = r;
+  for (std::size_t i = 0; i < folded_.size(); ++i) {
+    const Folded& f = folded_[i];
+    if (i && folded_[i - 1].space == f.space && folded_[i - 1].granule == f.granule) r = first_of_granule;
+    first_of_granule = r;
+    for (std::size_t j = f.first; j < f.first + f.pages; ++j) {
+      const Sampled& s = sampled_[j];
+      const std::pair at{f.space, s.address};
+      constexpr int kNear = 8;
+      for (int n = 0; n < kNear && r != ranges.end() && before(*r, at); ++n) ++r;
+      if (r != ranges.end() && before(*r, at)) r = std::lower_bound(r, ranges.end(), at, before);
+      if (r == ranges.end() || r->space != f.space || s.address < r->start) continue;
+      r->samples += s.samples;
+      r->stores += s.stores;
+    }
   }
   for (std::size_t i = 0; i < runs_.size(); ++i) {
     ranges[i].count[0] = std::min<__u32>(ranges[i].samples, HT_UNKNOWN32 >> HT_COUNT_SHIFT) << HT_COUNT_SHIFT;

@@ -73,12 +73,19 @@ class EstimatedPartition final : public Partition {
     __u64 epoch;  // it is walked in a later one: what lives shorter costs nothing
   };
   struct Sampled {
-    __u64 space;
     __u64 address;
     __u32 samples;
     __u32 stores;
   };
+  // What came of one granule: pages of sampled_ and counted_, from first on.
+  struct Folded {
+    __u64 space;
+    __u64 granule;
+    __u32 first;
+    __u32 pages;
+  };
 
+  void count();
   void try_bits();
   struct Contents {
     __u64 tiers[HT_TIERS] = {0, 0};
@@ -111,7 +118,8 @@ class EstimatedPartition final : public Partition {
   std::size_t grain_ = 0;
   std::vector<Residency> residencies_;
   std::vector<Sampled> sampled_;
-  std::vector<Estimate::PageSamples> counted_;  // of the granule that is being folded
+  std::vector<Estimate::PageSamples> counted_;  // the same pages, in their granules
+  std::vector<Folded> folded_;
   // The granule that was looked at last: many runs lie in one.
   struct {
     __u64 space = 0;
