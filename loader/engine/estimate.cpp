@@ -355,7 +355,6 @@ void Estimate::begin(__u64 epoch) {
   epoch_hits_ = {};
   for (int s = 0; s < kScales; ++s)
     if (epoch_ % decay_step(s) == 0) decay(s);
-  predict_turn_ = next_random(random_) % 16;
 }
 
 // False: nothing is left.
@@ -404,7 +403,8 @@ void Estimate::set_unit(__u32 unit) {
 // Before samples are counted: would each scale have had these pages on top?
 void Estimate::predict(const Granule& g, std::span<const PageSamples> sampled, __u32 total) {
   const auto turns = granules_ > kPredicted ? static_cast<__u32>(granules_ / kPredicted + 1) : 1;
-  if (!passed_ || predict_turn_++ % turns != 0) return;
+  // By chance: granules may come in the same order each time.
+  if (!passed_ || (turns > 1 && next_random(random_) % turns != 0)) return;
   for (int s = 0; s < kScales; ++s) {
     const unsigned cut = key_of(cut_[s]);
     auto hit = [&](float rate, __u32 n) {

@@ -276,7 +276,6 @@ class Estimate {
   __u32 unit_ = 16;
   double density_ = -1;  // samples per page of the top set and epoch, smoothed
   __u64 epoch_samples_ = 0;
-  __u32 predict_turn_ = 0;
   unsigned pass_ = 0;
   int scale_ = 0;
   bool passed_ = false;
