@@ -112,8 +112,11 @@ static inline void heattree_judge(struct heattree_trial *t, const struct tier_sc
 {
 	const struct heattree_sum *all = &t->all, *recent = &t->recent;
 
-	heattree_add(&t->all, scope, s->trial_keep);
-	heattree_add(&t->recent, scope, s->recent_keep);
+	/* Accessed bits (no period) are read in some epochs only: the others tell nothing, and nothing is forgotten. */
+	if (scope->period || scope->trial_pages[HT_TIER_SLOW]) {
+		heattree_add(&t->all, scope, s->trial_keep);
+		heattree_add(&t->recent, scope, s->recent_keep);
+	}
 	t->epochs++;
 	t->open = t->epochs <= s->open_epochs ||
 		  (all->gained - heattree_deviation(all) / 2 > heattree_cost(all, scope, s) - 256 &&

@@ -29,11 +29,13 @@ constexpr float kSimilar = 1.5;
 constexpr double kRepeatsKeep = 0.95;  // by epoch
 // More touches than this within an interval are not told from fewer.
 constexpr float kTouchesMax = 4;
-// Pages that an interval should find touched, as a share of the hottest: if these
-// were all alike and no others were touched, each of them once on average. Of all
-// pages at most half.
-constexpr double kTouchedShare = 0.63;
+// An interval should find as many pages touched as the top set has, at most this share
+// of all. It is the pages about the cut that a bit must tell apart, which it does best if
+// they are touched once or twice; those far above may be touched in each interval.
 constexpr double kTouchedMax = 0.5;
+// Where that would need more touches than this of a page of the top set, on average,
+// only a part of the set is in use, which shorter intervals find as well and sooner.
+constexpr double kTouchesTop = 2;
 constexpr double kTouchesKeep = 0.97;  // by epoch
 constexpr double kTouchedKeep = 0.9;  // of what is known of that, by epoch
 
@@ -625,8 +627,10 @@ float Estimate::worth(float rate) const {
 
 double Estimate::bit_interval_ns(__u64 top_pages) const {
   if (bits_set_ <= 0 || !pages_) return 0;
-  const double share = std::min(kTouchedShare * static_cast<double>(top_pages) / static_cast<double>(pages_), kTouchedMax);
-  return kBitUnitNs * share * bits_watched_ / bits_set_;
+  const double share = std::min(static_cast<double>(top_pages) / static_cast<double>(pages_), kTouchedMax);
+  const double found = share * bits_watched_ / bits_set_;
+  const double rate = top_rate();
+  return kBitUnitNs * (rate > 0 ? std::min(found, kTouchesTop / rate) : found);
 }
 
 void Estimate::choose() {

@@ -191,6 +191,7 @@ class Estimate {
   // How much more the bits of 2 MiB, and of 64 KiB, vary from check to check than
   // independent ones would.
   double bit_dispersion(bool piece) const { return (piece ? piece_bits_ : granule_bits_).phi(); }
+  bool by_bits() const { return by_bits_; }
   __u32 unit() const { return unit_; }
   __u64 pages() const { return pages_; }  // present, as of the last pass
   std::size_t bytes() const;

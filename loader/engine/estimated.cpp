@@ -28,9 +28,6 @@ constexpr __u64 kTopMin = 16;
 
 // Pages on trial are scattered: their bits are not as alike as a whole granule's.
 constexpr double kTrialPhiMax = 4;
-// A page is touched this seldom at least before it counts as one of the hottest,
-// or an idle machine would search for heat in noise.
-constexpr double kSlowestNs = 1e9;
 
 __u32 saturated(double value) {
   return value <= 0 ? 0 : value >= 4294967294.0 ? HT_UNKNOWN32 - 1 : static_cast<__u32>(value);
@@ -87,6 +84,7 @@ void EstimatedPartition::begin(__u64 epoch) {
   moved_share_ -= moved_share_ / kQuietEpochs;
   trial_.hot_pages = tried_pages_[HT_TIER_SLOW];
   trial_.cold_pages = tried_pages_[HT_TIER_FAST];
+  trial_.told = !estimate_.by_bits();
 }
 
 const EstimatedPartition::Mapping* EstimatedPartition::mapping_of(__u64 space, __u64 address) const {
@@ -190,6 +188,7 @@ void EstimatedPartition::try_bits() {
   const Bits& hot = tried_bits_[HT_TIER_SLOW];
   const Bits& cold = tried_bits_[HT_TIER_FAST];
   if (!hot.checked || !cold.checked) return;
+  trial_.told = true;
   const double checked = static_cast<double>(std::min(hot.checked, cold.checked)) / std::min(kTrialPhiMax, estimate_.bit_dispersion(false));
   auto hits = [&](const Bits& bits) {
     return static_cast<__u64>(checked * static_cast<double>(bits.set) / static_cast<double>(bits.checked) + 0.5);
@@ -199,7 +198,8 @@ void EstimatedPartition::try_bits() {
 }
 
 __u64 EstimatedPartition::bits_interval_ns() const {
-  return static_cast<__u64>(std::min(estimate_.bit_interval_ns(top_pages_), kSlowestNs));
+  constexpr double kNoneSet = 1e12;  // as good as for ever, and fits
+  return static_cast<__u64>(std::min(estimate_.bit_interval_ns(top_pages_), kNoneSet));
 }
 
 __u64 EstimatedPartition::close(__u64 fast_pages) {

@@ -72,6 +72,7 @@ struct Trial {
   __u64 cold_pages = 0;  // in fast memory
   __u64 hot_hits = 0;
   __u64 cold_hits = 0;
+  bool told = true;  // accessed bits: those of both sides were read
 };
 
 class Partition {

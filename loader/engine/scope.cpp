@@ -41,6 +41,9 @@ constexpr __u64 kWithheldEpochs = 32;
 // not count: what is hot for one or two (the front of a sweep) is no gain.
 constexpr __u64 kTrialEpochs = 4;
 constexpr __u64 kTrialFirst = 3;
+// Accessed bits of pages on trial are read in some epochs only: it lasts until some
+// were, but not for ever. An epoch in which none were does not count.
+constexpr __u64 kTrialLongest = 16;
 // Fewest pages that are listed to get below a bound: some may not move.
 constexpr __u64 kBoundListMin = 512;
 
@@ -251,7 +254,7 @@ bool Scope::rests(const EpochInput& input) {
 }
 
 void Scope::rest(__u64 samples, EpochReport& report) {
-  if (trial_epoch_ && epoch_ >= trial_epoch_ + kTrialFirst) add(rested_trial_, partition_->trial());
+  count_trial();
   room_was_enough_ = false;
   report.rested = true;
   report.scope = decided_.scope;
@@ -285,21 +288,28 @@ void Scope::describe(const EpochInput& input, __u64 samples, EpochReport& report
   report.scope.processes = static_cast<__u32>(spaces_.processes().size());
   report.scope.cpus = input.cpus;
   report.scope.period = input.period;
-  const bool counts = trial_epoch_ && epoch_ >= trial_epoch_ + kTrialFirst;
-  Trial trial = std::exchange(rested_trial_, {});
-  if (counts) add(trial, partition_->trial());
+  count_trial();
+  const Trial trial = std::exchange(told_trial_, {});
   report.scope.trial_pages[HT_TIER_FAST] = trial.cold_pages;
   report.scope.trial_pages[HT_TIER_SLOW] = trial.hot_pages;
   report.scope.trial_hits[HT_TIER_FAST] = trial.cold_hits;
   report.scope.trial_hits[HT_TIER_SLOW] = trial.hot_hits;
   report.scope.swap_ns = static_cast<__u64>(swap_ns_);
-  if (epoch_ >= trial_epoch_ + kTrialEpochs) end_trial();
+  if (epoch_ >= trial_epoch_ + (trial_told_ ? kTrialEpochs : kTrialLongest)) end_trial();
+}
+
+// What the policy is told of pages on trial when it is asked next.
+void Scope::count_trial() {
+  if (!trial_epoch_ || epoch_ < trial_epoch_ + kTrialFirst || !partition_->trial().told) return;
+  trial_told_ = true;
+  add(told_trial_, partition_->trial());
 }
 
 void Scope::end_trial() {
   partition_->clear_trial();
   trial_epoch_ = 0;
-  rested_trial_ = {};
+  trial_told_ = false;
+  told_trial_ = {};
 }
 
 // Which spaces may have other pages, or have them elsewhere, than was found last:

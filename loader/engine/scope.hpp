@@ -92,6 +92,7 @@ class Scope {
                     const std::function<void(std::size_t, std::size_t)>& get, EpochReport& report);
   bool restless(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report);
   bool expelled(const EpochInput& input, const Verdict& verdict, ht_run& run);
+  void count_trial();
   void end_trial();
   void remember(__u32 range, ht_page_t page, ht_tier to, EpochReport& report);
   void cool();
@@ -143,10 +144,11 @@ class Scope {
   MoveHistory moves_;
   Conduct conduct_;
   __u64 trial_epoch_ = 0;  // in which the pages on trial were put there; 0: none are
+  bool trial_told_ = false;  // something of what they brought
   __u64 seated_epoch_ = 0;  // first of the policy that answers
   __u64 seat_generation_ = 0;
   EpochReport decided_;   // of the last epoch that was not rested; number 0: none yet
-  Trial rested_trial_;    // what pages on trial brought since
+  Trial told_trial_;      // what pages on trial brought since
   // Free pages of the fast tier that the kernel would not give out when asked,
   // because of its watermarks, and when to ask again.
   __u64 withheld_pages_ = 0;

@@ -15,9 +15,12 @@
 
 namespace hypertier {
 
-// Shortest and longest interval between clearing and testing, and the first.
+// Shortest and longest interval between clearing and testing, and the first. What is
+// touched more seldom than the longest is not worth telling from what is not touched at
+// all, or an idle machine would search for heat in noise; but it is several epochs: where
+// accesses are few, so many bits more are set for the same visits.
 inline constexpr std::uint64_t kBitsShortestNs = 200'000;
-inline constexpr std::uint64_t kBitsLongestNs = 500'000'000;
+inline constexpr std::uint64_t kBitsLongestNs = 4'000'000'000;
 inline constexpr std::uint64_t kBitsFirstNs = 8'000'000;
 
 class AbitPlan {

@@ -218,6 +218,42 @@ TEST(Bits, HyperplaceFindsTheHotSet) {
   }
 }
 
+// Long intervals: bits come in one epoch of six. A trial waits for them, and epochs
+// without any do not count.
+TEST(Bits, ATrialLastsUntilBitsOfItWereRead) {
+  constexpr int kGranules = 48, kFast = 16, kTurn = 6;
+  constexpr auto address = [](int g) { return (kFirst + static_cast<__u64>(g)) << HT_GRANULE_SHIFT; };
+  std::mt19937 rng(1);
+  Rig rig;
+  rig.policy.use_heattree();
+  rig.policy.admit = [](tier_range& hot, const tier_range&) {  // tries, and never moves
+    hot.action = TIER_TRY;
+    return false;
+  };
+  rig.machine.size_pages[HT_TIER_FAST] = kFast * HT_GRANULE_PAGES;
+  rig.machine.size_pages[HT_TIER_SLOW] = kGranules * HT_GRANULE_PAGES;
+  rig.machine.map(kSpace, address(0), address(kGranules));
+  rig.start(100, kSpace);
+  for (int g = 0; g < kGranules; ++g)
+    rig.machine.populate(kSpace, address(g), address(g + 1), g < kFast ? HT_TIER_FAST : HT_TIER_SLOW);
+  int told = 0;
+  for (int e = 0; e < 12 * kTurn; ++e) {
+    if (e % kTurn == 0)
+      for (int g = 0; g < kGranules; ++g)
+        rig.source.bits.push_back(read_bits(rng, kFirst + static_cast<__u64>(g), 2, [&](unsigned) { return g < 2 * kFast ? 0.1 : 1; }));
+    const EpochReport report = rig.epoch();
+    const __u64 pages = report.scope.trial_pages[HT_TIER_SLOW];
+    told += pages != 0;
+    if (e % kTurn) {
+      EXPECT_EQ(pages, 0U) << e;
+    }
+    if (pages) {
+      EXPECT_GT(report.scope.trial_hits[HT_TIER_SLOW], 2 * report.scope.trial_hits[HT_TIER_FAST]) << e;
+    }
+  }
+  EXPECT_GE(told, 10);
+}
+
 TEST(Bits, EvenHeatAndAnIdleMachineMoveNothing) {
   for (double rate : {20.0, 0.001}) {
     BitHotset even(7, 0, rate, rate);

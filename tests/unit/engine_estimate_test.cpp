@@ -505,16 +505,34 @@ TEST(EstimateBits, NeighboursThatAreTouchedTogetherCountLess) {
   EXPECT_LT(*high, 2 * *low);
 }
 
-TEST(EstimateBits, TheIntervalFindsAsManyPagesAsTheTopHolds) {
-  Watched m(64);
-  for (double& r : m.rate) r = m.rng() % 5 ? 0.2 : 40;
-  const __u64 top = m.rate.size() / 5;
+// The interval that bits come to be read at.
+double found_interval(Watched& m, __u64 top) {
   double seconds = 0.004;
   for (int i = 0; i < 60; ++i) {
     m.epochs(1, top, 1, [&](unsigned) { return seconds; });
     seconds = std::clamp(m.estimate.bit_interval_ns(top) * 1e-9, seconds / 1.5, 1.5 * seconds);
   }
-  EXPECT_NEAR(seconds, 1.0 / 40, 0.2 / 40);
+  return seconds;
+}
+
+TEST(EstimateBits, TheIntervalFindsAsManyPagesAsTheTopHolds) {
+  Watched m(64);
+  // Skewed: the hottest have sixty times the rate of the coldest, most are cold.
+  for (double& r : m.rate) r = 0.5 * std::exp2(m.rng() % 3 ? 0 : m.rng() % 7);
+  const __u64 top = m.rate.size() / 5;
+  const double seconds = found_interval(m, top);
+  double touched = 0;
+  for (double r : m.rate) touched += 1 - std::exp(-r * seconds);
+  EXPECT_NEAR(touched, top, 0.1 * static_cast<double>(top));
+}
+
+TEST(EstimateBits, TheIntervalStaysShortWhereOnlyAPartOfTheTopIsTouched) {
+  Watched m(64);
+  for (double& r : m.rate) r = m.rng() % 8 ? 0 : 40;
+  const __u64 top = m.rate.size() / 5;
+  const double touches = 40 * found_interval(m, top);  // of a page that is touched at all
+  EXPECT_GT(touches, 2);
+  EXPECT_LT(touches, 6);
 }
 
 TEST(EstimateBits, AHugePagesBitIsOne) {

@@ -415,6 +415,30 @@ TEST(Heattree, MovesGoOnWhileTheyPay) {
   EXPECT_TRUE(after(45, 20, 200));
 }
 
+// Accessed bits tell in some epochs only: the others change nothing. Samples that do not
+// come tell that nothing is gained any more.
+TEST(Heattree, EpochsThatTellNothingAreNotForgottenIn) {
+  heattree_settings settings = HEATTREE_DEFAULTS;
+  for (__u32 period : {0U, 64U})
+    for (__u64 hot : {20, 400}) {
+      heattree_trial trial{};
+      tier_scope scope{};
+      scope.period = period;
+      scope.trial_hits[HT_TIER_SLOW] = hot;
+      scope.trial_hits[HT_TIER_FAST] = 100;
+      scope.trial_pages[HT_TIER_SLOW] = 1000;
+      for (int e = 0; e < 12; ++e) heattree_judge(&trial, &scope, &settings);
+      EXPECT_EQ(trial.open != 0, hot > 100);
+      const heattree_sum before = trial.all;
+      scope.trial_pages[HT_TIER_SLOW] = scope.trial_hits[HT_TIER_SLOW] = scope.trial_hits[HT_TIER_FAST] = 0;
+      for (int e = 0; e < 400; ++e) heattree_judge(&trial, &scope, &settings);
+      EXPECT_EQ(trial.all.gained == before.gained, period == 0);
+      if (!period) {
+        EXPECT_EQ(trial.open != 0, hot > 100);
+      }
+    }
+}
+
 // What was gained long ago does not pay for swaps that gain nothing now.
 TEST(Heattree, TheLastSwapsMustPayToo) {
   heattree_settings settings = HEATTREE_DEFAULTS;
