@@ -14,6 +14,7 @@
 //   place best   hot pieces to the fast node, as many cold pages out of it ("placed");
 //   place worst  the other way round: where slow-hot starts
 //   fill N   cold pages to the fast node until N bytes of it are free ("filled")
+//   allow    huge pages from now on, where --thp never kept them away ("allowed")
 //   stats    counters ("stats"); verify: read every line ("verified")
 //   stop     verify, answer "stopped" and exit; exit status 1 if memory was wrong
 #include <fcntl.h>
@@ -171,6 +172,10 @@ class Hotset {
       first += chunk;
     }
     return {{"moved_pages", moved}, {"free_bytes", node_free_bytes(options_.fast_node)}};
+  }
+
+  void allow() {
+    if (madvise(base_, options_.size, MADV_HUGEPAGE)) die("cannot allow huge pages");
   }
 
  private:
@@ -333,6 +338,9 @@ int main(int argc, char** argv) {
       workload::answer("placed", hotset.place(*command == "place best"));
     } else if (auto leave_bytes = workload::argument(*command, "fill")) {
       workload::answer("filled", hotset.fill_fast(*leave_bytes));
+    } else if (*command == "allow") {
+      hotset.allow();
+      workload::answer("allowed", json::object());
     } else if (*command == "stats") {
       workload::answer("stats", hotset.stats());
     } else if (*command == "verify") {

@@ -227,9 +227,12 @@ static int __init hypertier_init(void)
 		return err;
 	}
 	err = misc_register(&device);
-	if (err)
+	if (err) {
 		pr_err("not loaded: cannot make %s (error %d)\n", HT_DEVICE, err);
-	return err;
+		return err;
+	}
+	ht_collapse_init();
+	return 0;
 }
 
 /*
@@ -239,6 +242,7 @@ static int __init hypertier_init(void)
 static void __exit hypertier_exit(void)
 {
 	misc_deregister(&device);
+	ht_collapse_exit();
 	flush_work(&restore_work);
 	ht_move_exit();
 }

@@ -7,6 +7,7 @@
  *   walk.c     spaces and their mappings, page-table walk
  *   move.c     exchange and migrate
  *   abit.c     accessed bits, cleared and tested
+ *   collapse.c khugepaged kept off what lies in both tiers
  */
 #ifndef HYPERTIER_MODULE_H
 #define HYPERTIER_MODULE_H
@@ -113,6 +114,12 @@ pte_t *ht_map_lock(pmd_t *pmdp, unsigned long address, spinlock_t **ptl);
 
 /* Before the module goes: nothing of ours runs any more. */
 void ht_move_exit(void);
+
+/* --------------------------------------------------------------- collapse.c */
+
+void ht_collapse_init(void);
+/* Before the module goes: khugepaged does not come through here any more. */
+void ht_collapse_exit(void);
 
 /* ------------------------------------------------------------- kfuncs (all) */
 
