@@ -35,6 +35,8 @@ SETTING(__u32, pay_epochs, 40);
 SETTING(__u32, slow_extra_ns, 170);
 /* Cost of swapping two pages, in accesses to slow memory; 0: as measured. */
 SETTING(__u32, swap_misses, 0);
+/* What taking a huge page apart costs beside moving its hot part, in swaps; 4294967295: never. */
+SETTING(__u32, split_swaps, 64);
 
 /* Not static: the compiler would take it apart into pieces whose names the kernel refuses. */
 struct heattree_trial trial;
@@ -49,6 +51,7 @@ static inline struct heattree_settings settings(void)
 		.pay_epochs = pay_epochs,
 		.slow_extra_ns = slow_extra_ns,
 		.swap_misses = swap_misses,
+		.split_swaps = split_swaps,
 	};
 
 	return s;

@@ -17,11 +17,12 @@ struct heattree_settings {
 	__u32 pay_epochs;
 	__u32 slow_extra_ns;
 	__u32 swap_misses;
+	__u32 split_swaps;
 };
 
 #define HEATTREE_DEFAULTS { \
 	.margin_percent = 120, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
-	.slow_extra_ns = 170, .swap_misses = 0 }
+	.slow_extra_ns = 170, .swap_misses = 0, .split_swaps = 64 }
 
 /* What swaps on trial brought, decayed, in 1/256 samples. */
 struct heattree_sum {
@@ -137,11 +138,27 @@ static inline int heattree_pays(const struct tier_range *hot, const struct tier_
 	return !per || (__u64)(hot->rate - cold->rate) * per >= heattree_swap_misses(scope, s) << 24;
 }
 
+/*
+ * A huge page is taken apart if what its hot part gains pays for the swaps of that part
+ * and for as much again as split_swaps: the splitting, and the longer page walks from
+ * then on. What was seen of the part is the proof; a source that counts no misses has none.
+ */
+static inline int heattree_split(const struct tier_range *hot, const struct tier_range *cold,
+				 const struct tier_scope *scope, const struct heattree_settings *s)
+{
+	__u64 per = heattree_misses_per_sample(scope, s);
+
+	return per && (__u64)(hot->rate - cold->rate) * per * hot->mapped_pages >=
+			      heattree_swap_misses(scope, s) * (hot->mapped_pages + s->split_swaps) << 24;
+}
+
 static inline int heattree_admit(struct tier_range *hot, const struct tier_range *cold, const struct tier_scope *scope,
 				 const struct heattree_trial *t, const struct heattree_settings *s)
 {
 	if ((__u64)hot->rate * 100 <= (__u64)cold->rate * s->margin_percent)
 		return 0;
+	if (hot->flags & TIER_RANGE_SPLIT)
+		return heattree_split(hot, cold, scope, s);
 	if (!heattree_pays(hot, cold, scope, s))
 		return 0;
 	/* Room for what comes is proved by what came: its rate is how new memory was used. */

@@ -104,7 +104,7 @@ static int get_info(struct ht_module_info __user *user)
 {
 	struct ht_module_info info = {
 		.abi = HT_ABI,
-		.movers = ht_movers,
+		.movers = ht_movers & ~HT_SPLITS,
 		.seats = ht_seats(),
 	};
 

@@ -37,6 +37,7 @@ void lru_add_drain_all(void);
 
 #define HT_EXCHANGES (1 << HT_MOVER_EXCHANGE)
 #define HT_MIGRATES (1 << HT_MOVER_MIGRATE)
+#define HT_SPLITS (1 << HT_MOVERS) /* huge pages are taken apart: no mover, and told to nobody */
 
 /* Every unexported function of the module, with the movers that need it. */
 #define HT_SYMBOLS(SYMBOL)                                           \
@@ -52,7 +53,8 @@ void lru_add_drain_all(void);
 	SYMBOL(__folio_unqueue_deferred_split, HT_EXCHANGES)         \
 	SYMBOL(deferred_split_folio, HT_EXCHANGES)                   \
 	SYMBOL(migrate_pages, HT_MIGRATES)                           \
-	SYMBOL(putback_movable_pages, HT_MIGRATES)
+	SYMBOL(putback_movable_pages, HT_MIGRATES)                   \
+	SYMBOL(split_huge_page_to_list_to_order, HT_SPLITS)
 
 #define HT_DECLARE(symbol, movers) DECLARE_STATIC_CALL(ht_##symbol, symbol);
 HT_SYMBOLS(HT_DECLARE)

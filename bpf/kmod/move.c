@@ -14,6 +14,9 @@
  * huge page that finds no block of its size goes in pieces: its place is then
  * in many pages that were demoted for it. A cold one is left whole.
  *
+ * split: a huge page is taken apart where it is (the kernel's own function), since
+ * parts of it belong into different tiers. They are moved by exchange later.
+ *
  * Why an exchange is consistent. Let A and B be the folios, a and b their
  * identities (contents, mapping, index, memcg, and the flags in SWAPPED).
  * - Nobody reaches A or B while identities change: they are off the LRU
@@ -694,6 +697,70 @@ static void move_all(struct ht_pair *pairs, u32 nr, u32 flags, struct ht_exchang
 	}
 }
 
+/* ---------------------------------------------------------------- split */
+
+/*
+ * Has our reference. Under the folio's lock and, for the mappings' sake, the mmap
+ * lock of who was looked up, in the order in which the kernel takes them; the
+ * kernel's function takes the anon_vma's. It freezes the references, so one that is
+ * pinned stays whole. Afterwards our lock and reference are the first page's.
+ */
+static u8 split(struct folio *folio)
+{
+	u8 result = HT_MOVE_BUSY;
+
+	if (!folio_test_large(folio))
+		return HT_MOVE_MISMATCH;
+	if (!folio_trylock(folio))
+		return HT_MOVE_BUSY;
+	if (!folio_test_anon(folio) || folio_test_ksm(folio) || folio_test_hugetlb(folio) ||
+	    !folio_test_large_rmappable(folio))
+		result = HT_MOVE_SPECIAL;
+	else if (!folio_test_writeback(folio))
+		result = ht_call(split_huge_page_to_list_to_order)(&folio->page, NULL, 0) ?
+			 HT_MOVE_PINNED : HT_MOVE_DONE;
+	folio_unlock(folio);
+	return result;
+}
+
+static void split_all(struct ht_pair *pairs, u32 nr, struct ht_exchange_run *run)
+{
+	struct lookup lookup = {};
+	u32 i;
+
+	/* a reference of an LRU batch would look like a pin */
+	ht_call(lru_add_drain)();
+	for (i = 0; i < nr; i++) {
+		struct ht_pair *pair = &pairs[i];
+		u64 address = READ_ONCE(pair->hot_addr);
+		struct folio *folio = NULL;
+		u32 pages = 1;
+		u8 result = HT_MOVE_GONE;
+
+		if (address && address < TASK_SIZE_MAX &&
+		    lookup_begin(&lookup, READ_ONCE(pair->hot_pid), READ_ONCE(pair->hot_space))) {
+			struct vm_area_struct *vma = vma_lookup(lookup.mm, address);
+
+			if (vma && !ht_vma_is_special(vma))
+				folio = ht_get_folio(lookup.mm, address & PAGE_MASK);
+		}
+		if (folio) {
+			pages = folio_nr_pages(folio);
+			result = ht_movers & HT_SPLITS ? split(folio) : HT_MOVE_OTHER;
+			folio_put(folio);
+		}
+		if (result == HT_MOVE_DONE)
+			run->split_pages += pages;
+		else
+			run->failed_pages[result] += pages;
+		pair->hot_result = result;
+		pair->cold_result = HT_MOVE_NONE;
+		pair->mover = HT_MOVER_NONE;
+		cond_resched_tasks_rcu_qs();
+	}
+	lookup_end(&lookup);
+}
+
 __bpf_kfunc_start_defs();
 
 __bpf_kfunc int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, struct ht_pair *pairs,
@@ -715,7 +782,10 @@ __bpf_kfunc int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, str
 	if (!(ht_movers & (HT_EXCHANGES | HT_MIGRATES)))
 		return -EOPNOTSUPP;
 	mutex_lock(&move_mutex);
-	move_all(pairs, nr, flags, run);
+	if (flags & HT_EXCHANGE_SPLIT)
+		split_all(pairs, nr, run);
+	else
+		move_all(pairs, nr, flags, run);
 	mutex_unlock(&move_mutex);
 	return 0;
 }

@@ -50,7 +50,7 @@ void ht_resolve_symbols(void)
 	int i;
 
 	/* move_pages(2) is always there for tierd to use */
-	ht_movers = HT_EXCHANGES | HT_MIGRATES | 1 << HT_MOVER_SYSCALL;
+	ht_movers = HT_EXCHANGES | HT_MIGRATES | HT_SPLITS | 1 << HT_MOVER_SYSCALL;
 	for (i = 0; i < ARRAY_SIZE(symbols); i++) {
 		if (symbols[i].resolve())
 			continue;

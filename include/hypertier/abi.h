@@ -167,6 +167,10 @@ enum tier_range_flags {
 	TIER_RANGE_MIN = 1 << 5,	/* at the minimum size: a split is not carried out */
 	TIER_RANGE_COMING = 1 << 6,	/* hot side of a pair: stands for memory that is yet to be allocated,
 					 * and for which the cold side makes room */
+	TIER_RANGE_SPLIT = 1 << 7,	/* pair in admit: would it pay to take a huge page apart, so that its hot part
+					 * is placed by itself? hot: mapped_pages and rate of that part, seen in
+					 * epochs after it was chosen; cold: what they bring if it stays whole,
+					 * for each page of the part */
 };
 
 /*
@@ -431,6 +435,7 @@ struct ht_pair {
 enum ht_exchange_flags {
 	HT_EXCHANGE_NO_SWAP = 1 << 0,	/* do not swap in place, migrate only */
 	HT_EXCHANGE_NO_MIGRATE = 1 << 1,
+	HT_EXCHANGE_SPLIT = 1 << 2,	/* hot sides are taken apart into single pages where they are; nothing moves */
 };
 
 struct ht_exchange_run {
@@ -445,6 +450,7 @@ struct ht_exchange_run {
 	__u64 batches;
 	__u64 flush_calls;	/* batched TLB flushes asked for by this call */
 	__u64 ns;		/* CPU time of the thread that called, set by itself */
+	__u64 split_pages;	/* of huge pages that were taken apart */
 };
 
 /*

@@ -92,6 +92,13 @@ void move_by_syscall(std::span<ht_pair> pairs, const std::array<int, HT_TIERS>& 
   run = {};
   run.nr = nr;
   run.flags = flags;
+  if (flags & HT_EXCHANGE_SPLIT) {  // there is no call for it
+    for (ht_pair& pair : pairs) {
+      pair.hot_result = HT_MOVE_OTHER;
+      ++run.failed_pages[HT_MOVE_OTHER];
+    }
+    return;
+  }
   // A few pairs at a time, cold before hot: the room that leaves is the room
   // that is filled, and nobody else comes in between.
   for (std::size_t first = 0; first < pairs.size(); first += kChunk) {

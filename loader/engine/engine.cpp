@@ -31,6 +31,7 @@ void add(EngineTotals& sum, const EngineTotals& more) {
   sum.walk_ns_total += more.walk_ns_total;
   sum.policy_ns_total += more.policy_ns_total;
   sum.policy_failures_total += more.policy_failures_total;
+  sum.split_pages_total += more.split_pages_total;
   sum.splits_total += more.splits_total;
   sum.merges_total += more.merges_total;
   sum.reversed_pages_total += more.reversed_pages_total;
@@ -225,6 +226,7 @@ Result<EpochReport> Engine::epoch(Scope& scope, const EpochInput& input) {
   totals.policy_ns_total += report.policy_ns;
   totals.policy_failures_total += report.decision == Decision::kPolicyFailed;
   totals.refused_pages_total += report.refused_pages;
+  totals.split_pages_total += moved.split_pages;
   totals.splits_total += report.splits;
   totals.merges_total += report.merges;
   totals.reversed_pages_total += report.reversed_pages;

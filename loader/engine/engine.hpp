@@ -168,6 +168,7 @@ struct EngineTotals {
   __u64 walk_ns_total = 0;
   __u64 policy_ns_total = 0;
   __u64 policy_failures_total = 0;
+  __u64 split_pages_total = 0;  // of huge pages that were taken apart
   __u64 splits_total = 0;
   __u64 merges_total = 0;
   __u64 reversed_pages_total = 0;      // moves that took a recent one back

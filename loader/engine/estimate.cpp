@@ -648,7 +648,7 @@ void Estimate::pieces(const Granule& g, int scale, float out[kPieces], Dispersio
   const Age age = seen(scale, g);
   const float noise = by_bits_ ? age.noise / static_cast<float>(piece_bits_.phi()) : age.noise;
   const float m = g.rate[scale];
-  const float k = static_cast<float>(k_[scale][kPiece]);
+  const float k = static_cast<float>(k_[scale][g.huge ? kHugePiece : kPiece]);
   const float exposure = m * noise * age.weight;
   const float f = noise / kPieceUnit;
   float pages_of[kPieces];
@@ -699,7 +699,18 @@ void Estimate::page_rates(const Granule& g, unsigned piece, float rate, float ou
     for (unsigned p = 0; p < kPiecePages; ++p) out[p] = mask >> p & 1 ? rate : 0;
     return;
   }
-  const float k = static_cast<float>(k_[scale_][kPage]);
+  inner_rates(g, piece, rate, out);
+}
+
+void Estimate::inner_rates(const Granule& g, float out[kPages]) const {
+  float piece[kPieces];
+  pieces(g, scale_, piece);
+  for (unsigned i = 0; i < kPieces; ++i) inner_rates(g, i, piece[i], out + i * kPiecePages);
+}
+
+void Estimate::inner_rates(const Granule& g, unsigned piece, float rate, float out[kPiecePages]) const {
+  const __u32 mask = g.piece_mask(piece);
+  const float k = static_cast<float>(k_[scale_][g.huge ? kHugePage : kPage]);
   const float f = seen(scale_, g).noise / static_cast<float>(unit_);
   const __u8* page = g.page[scale_] + piece * kPiecePages;
   if (mask == 0xffff) {  // as nearly all are: no branch for a page
@@ -739,15 +750,15 @@ void Estimate::summarize(const Granule& g, const float piece[kPieces], Summary o
 
 // The lowest two levels of one granule: evidence, and the histogram of rates.
 // Of its pieces each look.every-th is looked into, and stands for the others.
-void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion& piece_level, Dispersion& page_level,
-                          std::vector<__u32>& histogram) {
+void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion (&d)[kLevels], std::vector<__u32>& histogram) {
   const float m = g.rate[scale];
   if (g.huge) {
     histogram[key_of(m)] += g.present_pages();
-    return;
+    if (by_bits_) return;
   }
   float piece[kPieces];
-  pieces(g, scale, piece, &piece_level);
+  pieces(g, scale, piece, &d[g.huge ? kHugePiece : kPiece]);
+  Dispersion& page_level = d[g.huge ? kHugePage : kPage];
   const Age age = seen(scale, g);
   const float k = static_cast<float>(k_[scale][kPage]);
   const float f = age.noise / static_cast<float>(unit_);
@@ -765,6 +776,7 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion& piece_le
     const float x = f * static_cast<float>(sum);
     excess += f * f * static_cast<float>(squares) - 2 * e * x + n * e * e - variance_ * x;
     expected += n * e * e;
+    if (g.huge) continue;
     if (!sum) {
       histogram[key_of(piece[i])] += look.every * static_cast<__u32>(n);
       continue;
@@ -890,7 +902,7 @@ void Estimate::estimate(int scale, __u64 top_pages, std::span<const Leaf> leaves
         }
         g.rate[scale] = static_cast<float>(n.rate);
         // Each granule another piece, each pass another one of it.
-        pages_pass(g, scale, {static_cast<unsigned>((at + pass_) % every), every}, d[kPiece], d[kPage], histogram);
+        pages_pass(g, scale, {static_cast<unsigned>((at + pass_) % every), every}, d, histogram);
         ++at;
       }
       ++r;

@@ -165,6 +165,8 @@ class Estimate {
   };
   // Of the pieces whose pages are all there; nothing is said of the others.
   void summarize(const Granule& granule, const float piece_rates[kPieces], Summary out[kPieces]) const;
+  // Of the pages of a huge page, as if it were none. Accessed bits tell nothing of them.
+  void inner_rates(const Granule& granule, float out[kPages]) const;
 
   // What pages whose rate was estimated so were seen to have in the epochs that
   // followed: what moving them may be expected to bring. Rises with the rate. Where
@@ -201,7 +203,8 @@ class Estimate {
   double noise(int scale, __u32 birth) const { return at(scale, birth).noise; }
 
  private:
-  enum Level { kSpace, kRegion, kGranule, kPiece, kPage, kLevels };
+  // How much heat differs inside huge pages is learned apart: they are placed by their mean.
+  enum Level { kSpace, kRegion, kGranule, kPiece, kPage, kHugePiece, kHugePage, kLevels };
   struct Age {
     float weight = 0;
     float noise = 1;
@@ -263,7 +266,8 @@ class Estimate {
   void decay(int scale);
   void set_unit(__u32 unit);
   void pieces(const Granule& g, int scale, float out[kPieces], Dispersion* dispersion = nullptr) const;
-  void pages_pass(Granule& g, int scale, Look look, Dispersion& piece, Dispersion& page, std::vector<__u32>& histogram);
+  void inner_rates(const Granule& granule, unsigned piece, float rate, float out[kPiecePages]) const;
+  void pages_pass(Granule& g, int scale, Look look, Dispersion (&d)[kLevels], std::vector<__u32>& histogram);
   std::vector<Leaf> leaves();
   void estimate(int scale, __u64 top_pages, std::span<const Leaf> leaves);
   void learn(int scale, const Dispersion (&d)[kLevels]);

@@ -26,6 +26,18 @@ constexpr __u64 kRestEpochs = 4;
 // The top set is at least this part of what the fast tier may hold.
 constexpr __u64 kTopMin = 16;
 
+// Huge pages that seem to be hot in a part only: how many are watched at a time, for how
+// long at least, after how long it is over, and for how long those are left alone that
+// were not taken apart.
+constexpr std::size_t kWatchedMax = 1024;
+constexpr __u64 kWatchEpochs = 8;
+constexpr __u64 kWatchMaxEpochs = 64;
+constexpr __u64 kLeftWholeEpochs = 128;
+// A part is watched if its pages are estimated to be hotter than the cut by this, on average.
+constexpr float kPartOverCut = 2;
+// Samples of a granule, below which nothing is told of its parts.
+constexpr float kPartCounts = 8;
+
 // Pages on trial are scattered: their bits are not as alike as a whole granule's.
 constexpr double kTrialPhiMax = 4;
 
@@ -144,6 +156,12 @@ void EstimatedPartition::count() {
       if (g.tried[HT_TIER_FAST][p / 64] >> (p % 64) & 1) trial_.cold_hits += n;
     }
     if (missed) look_again(folded_[i].space, folded_[i].granule);
+    if (g.huge && !watched_.empty())
+      if (auto w = watched_.find({folded_[i].space, folded_[i].granule}); w != watched_.end())
+        for (auto [p, n] : sampled(i)) {
+          w->second.hits += n;
+          if (w->second.part[p / 64] >> (p % 64) & 1) w->second.part_hits += n;
+        }
     estimate_.add(g, sampled(i));
   }
 }
@@ -409,6 +427,78 @@ void EstimatedPartition::placed(__u64 space, ht_page_t page, ht_move_result resu
   }
 }
 
+// ------------------------------------------------------------ inside huge pages
+
+// Chooses which huge pages are watched: those of which a part alone would bring more
+// in fast memory than the whole, or than nothing of it.
+void EstimatedPartition::watch() {
+  std::size_t watching = 0;
+  std::erase_if(watched_, [&](const auto& entry) {
+    const Watched& w = entry.second;
+    const Estimate::Granule* g = estimate_.find(entry.first.first, entry.first.second);
+    if (!g || !g->huge) return true;
+    if (!w.pages) return epoch_ >= w.since_epoch;
+    if (epoch_ > w.since_epoch + kWatchMaxEpochs) return true;
+    ++watching;
+    return false;
+  });
+  const float cut = estimate_.cut();
+  if (estimate_.by_bits() || !estimate_.judged() || cut <= 0) return;
+  estimate_.visit([&](__u64 space, __u64 granule, Estimate::Granule& g) {
+    if (!g.huge || watching >= kWatchedMax || g.count[Estimate::kScales - 1] < kPartCounts) return;
+    if (watched_.contains({space, granule})) return;
+    float rate[HT_GRANULE_PAGES];
+    estimate_.inner_rates(g, rate);
+    Watched w;
+    float part = 0;
+    float whole = 0;
+    for (unsigned p = 0; p < HT_GRANULE_PAGES; ++p) {
+      whole += rate[p] - cut;
+      if (rate[p] <= cut) continue;
+      part += rate[p] - cut;
+      w.part[p / 64] |= 1ULL << (p % 64);
+      ++w.pages;
+    }
+    if (!w.pages || part < (kPartOverCut - 1) * cut * static_cast<float>(w.pages) || part < 2 * whole) return;
+    w.since_epoch = epoch_;
+    watched_.emplace(std::pair{space, granule}, w);
+    ++watching;
+  });
+}
+
+std::vector<Skewed> EstimatedPartition::skewed(std::size_t max) {
+  std::vector<Skewed> list;
+  const double cut = estimate_.worth(estimate_.cut());
+  for (auto& [at, w] : watched_) {
+    if (list.size() == max) break;
+    if (!w.pages || epoch_ < w.since_epoch + kWatchEpochs) continue;
+    const auto epochs = static_cast<double>(epoch_ - w.since_epoch);
+    // By one standard deviation less than what was seen.
+    const double hits = w.part_hits - std::sqrt(static_cast<double>(w.part_hits));
+    const double pages = w.pages;
+    const double part = hits / epochs - pages * cut;
+    const double whole = std::max(0.0, w.hits / epochs - HT_GRANULE_PAGES * cut);
+    if (part <= whole) {
+      apart(at.first, at.second << HT_GRANULE_SHIFT, HT_MOVE_NONE);
+      continue;
+    }
+    list.push_back({at.first, at.second << HT_GRANULE_SHIFT, w.pages, hits / epochs / pages, cut + whole / pages});
+  }
+  return list;
+}
+
+void EstimatedPartition::apart(__u64 space, __u64 start, ht_move_result result) {
+  const __u64 granule = start >> HT_GRANULE_SHIFT;
+  if (result != HT_MOVE_DONE) {
+    watched_[{space, granule}] = {.since_epoch = epoch_ + kLeftWholeEpochs};
+    if (result == HT_MOVE_GONE || result == HT_MOVE_MISMATCH) look_again(space, granule);
+    return;
+  }
+  watched_.erase({space, granule});
+  moved_share_ += HT_GRANULE_PAGES / static_cast<double>(top_pages_);
+  if (Estimate::Granule* g = estimate_.find(space, granule)) g->huge = false;
+}
+
 void EstimatedPartition::clear_trial() {
   for (auto [space, granule] : tried_)
     if (Estimate::Granule* g = estimate_.find(space, granule))
@@ -655,6 +745,7 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
   estimate_.end_fold(top_pages_);
   if (due()) {
     estimate_.pass(top_pages_);
+    watch();
     draw();
     passed_epoch_ = epoch_;
   } else if (remapped_) {

@@ -5,6 +5,7 @@
 // what was moved, so that nothing is walked to list the pages of a range.
 #pragma once
 
+#include <array>
 #include <map>
 #include <vector>
 
@@ -34,6 +35,8 @@ class EstimatedPartition final : public Partition {
   void walked(const Span& span, __u64 next, std::span<const ht_page_t> pages) override;
   void list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) override;
   void placed(__u64 space, ht_page_t page, ht_move_result result, ht_tier wanted) override;
+  std::vector<Skewed> skewed(std::size_t max) override;
+  void apart(__u64 space, __u64 start, ht_move_result result) override;
   void try_pages(__u64 space, ht_page_t page, ht_tier side) override;
   Trial trial() override { return trial_; }
   void clear_trial() override;
@@ -86,6 +89,17 @@ class EstimatedPartition final : public Partition {
   };
 
   void count();
+  // A huge page that seems to be hot in a part only. Which part is told by what was
+  // counted before; whether it is so, by samples that came after that.
+  struct Watched {
+    std::array<__u64, HT_GRANULE_PAGES / 64> part{};
+    __u32 pages = 0;  // of the part; 0: left whole until then
+    __u32 part_hits = 0;
+    __u32 hits = 0;
+    __u64 since_epoch = 0;
+  };
+
+  void watch();
   void try_bits();
   struct Contents {
     __u64 tiers[HT_TIERS] = {0, 0};
@@ -130,6 +144,7 @@ class EstimatedPartition final : public Partition {
   std::vector<Fresh> fresh_;
   __u64 turn_space_ = 0;
   __u64 turn_address_ = 0;
+  std::map<std::pair<__u64, __u64>, Watched> watched_;  // by space, granule
   // Granules with pages on trial, and what the epoch brought them.
   std::vector<std::pair<__u64, __u64>> tried_;
   __u64 tried_pages_[HT_TIERS] = {0, 0};

@@ -75,6 +75,15 @@ struct Trial {
   bool told = true;  // accessed bits: those of both sides were read
 };
 
+// A huge page that is hot in a part only.
+struct Skewed {
+  __u64 space = 0;
+  __u64 start = 0;
+  __u32 pages = 0;        // of the hot part
+  double part_rate = 0;   // samples per epoch and page of the part
+  double whole_rate = 0;  // what such a page brings as long as the huge page is whole
+};
+
 class Partition {
  public:
   virtual ~Partition() = default;
@@ -128,6 +137,10 @@ class Partition {
   virtual void list(std::size_t /*index*/, ht_tier /*tier*/, __u64 /*max_pages*/, std::vector<Listed>& /*listed*/) {}
   // What became of a page that was to come to a tier.
   virtual void placed(__u64 /*space*/, ht_page_t /*page*/, ht_move_result /*result*/, ht_tier /*wanted*/) {}
+  // Huge pages that were seen to be hot in a part only, at most so many; and what
+  // became of one that was to be taken apart. HT_MOVE_NONE: it does not pay.
+  virtual std::vector<Skewed> skewed(std::size_t /*max*/) { return {}; }
+  virtual void apart(__u64 /*space*/, __u64 /*start*/, ht_move_result /*result*/) {}
   virtual Trial trial() { return {}; }
   // In place of fill(). True: what fill() last wrote stands but for the samples of this epoch,
   // and lately so little was moved that nobody has to look at it. False: nothing was done.

@@ -224,6 +224,8 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
     if (!retaken_) break;
     end_trial();  // what the one that left had put on trial
   }
+  if (input.moves && !input.dry_run && report.decision != Decision::kPolicyFailed)
+    if (auto done = take_apart(input, report); !done) return done;
   if (input.accounts && report.decision != Decision::kPolicyFailed) {
     if (auto done = keep_bounds(input, report); !done) return done;
   }
@@ -481,6 +483,77 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   }
   if (input.dry_run) report.decision = Decision::kDryRun;
   else if (report.rate_limited_pages && !report.moved.nr) report.decision = Decision::kRateLimited;
+  return {};
+}
+
+// Huge pages that are hot in a part only, where the policy finds that it pays. What
+// they hold is moved in later epochs, as single pages are.
+Result<> Scope::take_apart(const EpochInput& input, EpochReport& report) {
+  const std::vector<Skewed> skewed = partition_->skewed(std::min<std::size_t>(budget_pages_ / HT_GRANULE_PAGES, HT_CALL_PAIRS));
+  if (skewed.empty()) return {};
+  const auto side = [](const Skewed& s, __u32 pid, double rate, __u32 flags) {
+    tier_range range{};
+    range.start = s.start;
+    range.end = s.start + HT_GRANULE_SIZE;
+    range.space = s.space;
+    range.pid = pid;
+    range.mapped_pages = s.pages;
+    range.flags = TIER_RANGE_ANON | TIER_RANGE_HUGE | flags;
+    range.tier_pages[HT_TIER_FAST] = range.tier_pages[HT_TIER_SLOW] = HT_UNKNOWN64;
+    range.left_count = range.right_count = range.walk_epochs = HT_UNKNOWN32;
+    range.rate = range.heat = static_cast<__u32>(std::clamp(rate * kRateUnit, 0.0, 4294967294.0));
+    return range;
+  };
+  ht_run run{};
+  run.scope = report.scope;
+  run.budget_ns = input.budget_ns;
+  run.seat = input.seat;
+  std::span<tier_pair> buffer = caller_->pairs();
+  std::vector<bool> admitted(skewed.size());
+  auto answered = call(
+      run, skewed.size(), HT_CALL_PAIRS, &PolicyCaller::run_admit,
+      [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = 0; i < count; ++i) {
+          const Skewed& s = skewed[first + i];
+          const __u32 pid = spaces_.pid_of(s.space);
+          buffer[i] = {side(s, pid, s.part_rate, TIER_RANGE_SPLIT), side(s, pid, s.whole_rate, 0), s.pages, 0};
+        }
+      },
+      [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = 0; i < count; ++i) admitted[first + i] = buffer[i].admitted != 0;
+      },
+      report);
+  if (!answered) return std::unexpected(answered.error());
+  if (!*answered) {
+    if (input.policy_failed) input.policy_failed(run);
+    return {};
+  }
+
+  std::lock_guard hold(machine_.lock);
+  std::span<ht_pair> pairs = machine_.pairs();
+  ht_exchange_run split{};
+  split.flags = HT_EXCHANGE_SPLIT;
+  for (std::size_t i = 0; i < skewed.size(); ++i) {
+    const Skewed& s = skewed[i];
+    if (!admitted[i]) {
+      partition_->apart(s.space, s.start, HT_MOVE_NONE);
+      continue;
+    }
+    ht_pair& pair = pairs[split.nr++];
+    pair = {};
+    pair.user = static_cast<__u32>(i);
+    pair.hot_space = s.space;
+    pair.hot_pid = spaces_.pid_of(s.space);
+    pair.hot_addr = s.start;
+  }
+  if (!split.nr) return {};
+  if (auto done = machine_.run_exchange(split); !done) return done;
+  for (const ht_pair& pair : pairs.first(split.nr)) {
+    const Skewed& s = skewed[pair.user];
+    partition_->apart(s.space, s.start, static_cast<ht_move_result>(pair.hot_result));
+  }
+  report.moved.split_pages += split.split_pages;
+  report.moved.ns += split.ns;
   return {};
 }
 

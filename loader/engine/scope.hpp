@@ -84,6 +84,7 @@ class Scope {
   bool changed(const EpochInput& input, const Space& space) const;
   [[nodiscard]] Result<> account(const EpochInput& input, EpochReport& report);
   [[nodiscard]] Result<> promote(const EpochInput& input, EpochReport& report);
+  [[nodiscard]] Result<> take_apart(const EpochInput& input, EpochReport& report);
   [[nodiscard]] Result<> keep_bounds(const EpochInput& input, EpochReport& report);
   void measure_demand(EpochReport& report) const;
   void measure_counts(EpochReport& report) const;

@@ -545,6 +545,7 @@ Json Daemon::scope_json(const std::string& path) const {
   counters["refused_pages_total"] = totals.refused_pages_total;
   counters["flush_calls_total"] = totals.flush_calls_total;
   counters["batches_total"] = totals.batches_total;
+  counters["split_pages_total"] = totals.split_pages_total;
   counters["splits_total"] = totals.splits_total;
   counters["merges_total"] = totals.merges_total;
   counters["policy_failures_total"] = totals.policy_failures_total;

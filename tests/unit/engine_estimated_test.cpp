@@ -148,6 +148,65 @@ TEST(Estimated, HugePagesMoveWhole) {
 }
 
 // heat is the only key: turned over, so is the placement.
+// A third of the huge pages has one hot 64 KiB piece each: the part comes to fast
+// memory by itself. The others, cold or hot all over, stay whole.
+struct Huge : Rig {
+  static constexpr __u64 kHuge = 48, kSkewed = 16, kEven = 4;
+  explicit Huge(heattree_settings settings = HEATTREE_DEFAULTS) {
+    policy.use_heattree(settings);
+    machine.size_pages[HT_TIER_FAST] = (kEven + 1) * HT_GRANULE_PAGES;  // no skewed one fits in whole
+    machine.size_pages[HT_TIER_SLOW] = kHuge * HT_GRANULE_PAGES;
+    machine.map(kSpace, kBase, start_of(kHuge));
+    start(100, kSpace);
+    for (__u64 h = 0; h < kHuge; ++h)  // the last are fast, and cold
+      machine.populate(kSpace, start_of(h), start_of(h + 1), h >= kHuge - kEven ? HT_TIER_FAST : HT_TIER_SLOW, 9);
+  }
+  static __u64 start_of(__u64 huge) { return kBase + huge * HT_GRANULE_SIZE; }
+  void run(int epochs) {
+    for (int e = 0; e < epochs; ++e) {
+      for (int i = 0; i < 1500; ++i) {
+        const __u64 r = rng() % 20;
+        const __u64 page = r < 10 ? rng() % kSkewed * HT_GRANULE_PAGES + 96 + rng() % 16
+                         : r < 18 ? (kSkewed + rng() % kEven) * HT_GRANULE_PAGES + rng() % HT_GRANULE_PAGES
+                                  : rng() % (kHuge * HT_GRANULE_PAGES);
+        source.touch(kSpace, kBase + page * HT_PAGE_SIZE);
+      }
+      epoch();
+    }
+  }
+  __u64 whole(__u64 first, __u64 last) const {
+    __u64 n = 0;
+    for (__u64 h = first; h < last; ++h) n += machine.spaces_by_id.at(kSpace).pages.at(start_of(h)).order == 9;
+    return n;
+  }
+  __u64 hot_parts_in_fast() const {
+    __u64 pages = 0;
+    for (__u64 h = 0; h < kSkewed; ++h)
+      pages += machine.resident(kSpace, start_of(h) + 96 * HT_PAGE_SIZE, start_of(h) + 112 * HT_PAGE_SIZE, HT_TIER_FAST);
+    return pages;
+  }
+  std::mt19937 rng{1};
+};
+
+TEST(Estimated, HugePagesThatAreHotInAPartAreTakenApart) {
+  Huge rig;
+  rig.run(80);
+  EXPECT_LE(rig.whole(0, Huge::kSkewed), 1u);
+  EXPECT_EQ(rig.whole(Huge::kSkewed, Huge::kSkewed + Huge::kEven), Huge::kEven);
+  EXPECT_GE(rig.whole(Huge::kSkewed, Huge::kHuge), Huge::kHuge - Huge::kSkewed - 1);
+  EXPECT_GE(rig.hot_parts_in_fast(), Huge::kSkewed * 16 * 9 / 10);
+  EXPECT_EQ(rig.engine.totals().split_pages_total,
+            (Huge::kHuge - rig.whole(0, Huge::kHuge)) * HT_GRANULE_PAGES);
+}
+
+TEST(Estimated, HugePagesStayWholeWhereSplittingDoesNotPay) {
+  heattree_settings settings = HEATTREE_DEFAULTS;
+  settings.split_swaps = 1 << 20;
+  Huge rig(settings);
+  rig.run(40);
+  EXPECT_EQ(rig.whole(0, Huge::kHuge), Huge::kHuge);
+}
+
 TEST(Estimated, ATurnedHeatTurnsThePlacement) {
   Scattered s(6, 16, 0.2);
   s.policy.classify = [](tier_range& r, const tier_scope&) { r.heat = HT_UNKNOWN32 - r.rate; };

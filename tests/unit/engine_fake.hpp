@@ -221,6 +221,19 @@ class FakeMachine : public Machine {
       (to == HT_TIER_FAST ? run.promoted_pages : run.demoted_pages) += n;
       run.mover_pages[HT_MOVER_MIGRATE] += n;
     };
+    for (__u32 i = 0; i < run.nr && run.flags & HT_EXCHANGE_SPLIT; ++i) {
+      ht_pair& pair = pairs_[i];
+      auto& pages = spaces_by_id.at(pair.hot_space).pages;
+      auto p = pages.find(pair.hot_addr);
+      pair.hot_result = p == pages.end() ? HT_MOVE_GONE : p->second.order == 0 ? HT_MOVE_MISMATCH : HT_MOVE_DONE;
+      if (pair.hot_result != HT_MOVE_DONE) continue;
+      const __u64 n = 1ull << p->second.order;
+      p->second.order = 0;
+      const Page single = p->second;
+      for (__u64 i2 = 1; i2 < n; ++i2) pages[pair.hot_addr + i2 * HT_PAGE_SIZE] = single;
+      run.split_pages += n;
+    }
+    if (run.flags & HT_EXCHANGE_SPLIT) return {};
     for (__u32 i = 0; i < run.nr; ++i) {
       ht_pair& pair = pairs_[i];
       EXPECT_TRUE(pair.hot_addr || pair.cold_addr);
