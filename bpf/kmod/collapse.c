@@ -2,8 +2,9 @@
 /*
  * khugepaged knows no tiers: it joins the pages of 2 MiB into a huge page on the
  * node that has most of them, and so takes what was placed page by page back.
- * While a policy is seated it passes over what lies in both tiers; what lies in
- * one, it joins there as ever. MADV_COLLAPSE does what its caller asks for.
+ * While a policy is seated it passes over what lies in both tiers, and over what was
+ * taken apart so lately that its parts are not placed yet; what else lies in one tier, it
+ * joins there as ever. MADV_COLLAPSE does what its caller asks for.
  *
  * Means: a kprobe at the entry of the function with which khugepaged looks at 2 MiB
  * makes it return at once, with the answer "not this one" (the way of
@@ -17,6 +18,8 @@
  * pages may be moved until khugepaged has isolated them: the answer was right a
  * moment ago, and khugepaged looks again later.
  */
+#include <linux/hash.h>
+#include <linux/jiffies.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/ptrace.h>
@@ -31,6 +34,41 @@ MODULE_PARM_DESC(hold_collapse, "keep khugepaged from joining pages of both tier
 static ulong collapses_held;
 module_param(collapses_held, ulong, 0444);
 MODULE_PARM_DESC(collapses_held, "how often khugepaged was told so");
+
+/*
+ * What was taken apart last, by a hash. Written under move_mutex, read by khugepaged
+ * without a lock: a mix of two entries names nothing, or holds one that need not be.
+ */
+#define APART_SECONDS 30
+static struct {
+	u64 space;
+	u64 granule;
+	unsigned long until;
+} apart[1024];
+
+static u32 apart_at(u64 space, u64 granule)
+{
+	return hash_64(space * GOLDEN_RATIO_64 ^ granule, ilog2(ARRAY_SIZE(apart)));
+}
+
+void ht_collapse_hold(u64 space, unsigned long address)
+{
+	u64 granule = address >> HT_GRANULE_SHIFT;
+	u32 at = apart_at(space, granule);
+
+	WRITE_ONCE(apart[at].space, space);
+	WRITE_ONCE(apart[at].granule, granule);
+	WRITE_ONCE(apart[at].until, jiffies + APART_SECONDS * HZ);
+}
+
+static bool apart_lately(u64 space, unsigned long address)
+{
+	u64 granule = address >> HT_GRANULE_SHIFT;
+	u32 at = apart_at(space, granule);
+
+	return READ_ONCE(apart[at].space) == space && READ_ONCE(apart[at].granule) == granule &&
+	       time_before(jiffies, READ_ONCE(apart[at].until));
+}
 
 static bool in_both_tiers(struct mm_struct *mm, unsigned long address)
 {
@@ -76,7 +114,9 @@ static int on_scan(struct kprobe *probe, struct pt_regs *regs)
 	/* a program that asks for it gets it */
 	if (!(current->flags & PF_KTHREAD))
 		return 0;
-	if (!READ_ONCE(hold_collapse) || !ht_seats() || !in_both_tiers(mm, address))
+	if (!READ_ONCE(hold_collapse) || !ht_seats())
+		return 0;
+	if (!apart_lately(mm->context.ctx_id, address) && !in_both_tiers(mm, address))
 		return 0;
 	collapses_held++;
 	instruction_pointer_set(regs, (unsigned long)not_this_one);

@@ -120,6 +120,8 @@ void ht_move_exit(void);
 /* --------------------------------------------------------------- collapse.c */
 
 void ht_collapse_init(void);
+/* What was taken apart just now. Under move_mutex. */
+void ht_collapse_hold(u64 space, unsigned long address);
 /* Before the module goes: khugepaged does not come through here any more. */
 void ht_collapse_exit(void);
 

@@ -746,6 +746,8 @@ static void split_all(struct ht_pair *pairs, u32 nr, struct ht_exchange_run *run
 		}
 		if (folio) {
 			pages = folio_nr_pages(folio);
+			/* first: khugepaged may be at it as soon as it is in pieces */
+			ht_collapse_hold(lookup.space, address);
 			result = ht_movers & HT_SPLITS ? split(folio) : HT_MOVE_OTHER;
 			folio_put(folio);
 		}

@@ -164,6 +164,7 @@ int run(const Options& o) {
   };
   work(static_cast<double>(o.settle_seconds));
   std::printf("      hit ratio while it settled %.3f\n", meter.take().ratio());
+  std::fflush(stdout);
 
   hotset.ask("allow", "allowed");
   bystander.allow();

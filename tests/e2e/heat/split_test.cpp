@@ -63,7 +63,8 @@ int run(const Options& o) {
   if (o.whole) {
     check.that(split == 0, "none is taken apart");
   } else {
-    check.that(split >= 64 * 512, "at least 64 of 192 huge pages are taken apart (%" PRIu64 ")", split / 512);
+    // Those in slow memory, and those that must make room in fast memory.
+    check.that(split >= 16 * 512, "at least 16 of 192 huge pages are taken apart (%" PRIu64 ")", split / 512);
     check.that(settled >= before + 0.6 * (0.93 - before), "true hit ratio %.3f, at first %.3f", settled, before);
   }
   tierctl({"unload"});
