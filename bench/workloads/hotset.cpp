@@ -17,6 +17,9 @@
 //   allow    huge pages from now on, where --thp never kept them away ("allowed")
 //   stats    counters ("stats"); verify: read every line ("verified")
 //   stop     verify, answer "stopped" and exit; exit status 1 if memory was wrong
+//
+// With --file the region is a mapping of a file: page cache, or shared memory if
+// the file is on a tmpfs.
 #include <fcntl.h>
 #include <numa.h>
 #include <numaif.h>
@@ -62,6 +65,8 @@ struct Options {
   uint64_t filler = 340;
   std::string thp = "never";
   std::string place = "default";
+  std::string file;        // empty: anonymous memory
+  std::string map = "shared";
   int fast_node = 0;
   int slow_node = 1;
 };
@@ -197,8 +202,16 @@ class Hotset {
     lines_ = reinterpret_cast<Line*>(base_);
     munmap(raw, static_cast<size_t>(base_ - raw));
     munmap(base_ + options_.size, static_cast<size_t>(raw + kAlign - base_));
+    if (!options_.file.empty()) return map_file();
     int advice = options_.thp == "never" ? MADV_NOHUGEPAGE : options_.thp == "always" ? MADV_HUGEPAGE : 0;
     if (advice && madvise(base_, options_.size, advice)) die("cannot set the huge page advice");
+  }
+
+  void map_file() {
+    fd_ = open(options_.file.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd_ < 0 || ftruncate(fd_, static_cast<off_t>(options_.size))) die("cannot make " + options_.file);
+    const int flags = MAP_FIXED | (options_.map == "shared" ? MAP_SHARED : MAP_PRIVATE);
+    if (mmap(base_, options_.size, PROT_READ | PROT_WRITE, flags, fd_, 0) == MAP_FAILED) die("cannot map " + options_.file);
   }
 
   // order_ lists the pieces, the hot ones first; those of `avoid` stay cold.
@@ -212,11 +225,25 @@ class Hotset {
 
   void fill_piece(uint64_t piece) {
     uint64_t first = piece * lines_per_piece_;
+    if (fd_ >= 0) return write_piece(piece);
     for (uint64_t index = first; index < first + lines_per_piece_; index++) lines_[index] = {0, key(index), {}};
+  }
+
+  // By write(): through the mapping, a private one would get copies of its own.
+  void write_piece(uint64_t piece) {
+    std::vector<Line> lines(lines_per_piece_);
+    for (uint64_t i = 0; i < lines_per_piece_; i++) lines[i] = {0, key(piece * lines_per_piece_ + i), {}};
+    const auto written = pwrite(fd_, lines.data(), options_.piece, static_cast<off_t>(piece * options_.piece));
+    if (written != static_cast<ssize_t>(options_.piece)) die("cannot write " + options_.file);
   }
 
   void policy(int mode, int node, uint64_t piece, uint64_t count) {
     unsigned long mask = node < 0 ? 0 : 1UL << node;
+    // A mapping's policy says nothing about page cache, the task's does.
+    if (fd_ >= 0) {
+      if (set_mempolicy(mode, node < 0 ? nullptr : &mask, node < 0 ? 0 : 64)) die("cannot allocate from node " + std::to_string(node));
+      return;
+    }
     if (mbind(base_ + piece * options_.piece, count * options_.piece, mode, node < 0 ? nullptr : &mask, node < 0 ? 0 : 64, 0))
       die("cannot bind memory to node " + std::to_string(node));
   }
@@ -228,8 +255,8 @@ class Hotset {
     bool placed = options_.place == "slow-hot";
     // With a page faulted in before they are bound, all pieces share one anon_vma
     // and are one mapping again at the end; else each would stay a mapping.
-    *static_cast<volatile char*>(static_cast<void*>(base_)) = 0;
-    if (madvise(base_, std::max<uint64_t>(options_.piece, 2 << 20), MADV_DONTNEED)) die("cannot give back the first page");
+    if (fd_ < 0) *static_cast<volatile char*>(static_cast<void*>(base_)) = 0;
+    if (fd_ < 0 && madvise(base_, std::max<uint64_t>(options_.piece, 2 << 20), MADV_DONTNEED)) die("cannot give back the first page");
     for (uint64_t i = 0; i < pieces_; i++) {
       uint64_t piece = order_[i];
       if (placed && i < hot_pieces_)
@@ -241,6 +268,9 @@ class Hotset {
       fill_piece(piece);
     }
     if (options_.place != "default") policy(MPOL_DEFAULT, -1, 0, pieces_);
+    if (fd_ < 0) return;
+    if (fsync(fd_)) die("cannot write " + options_.file);
+    for (uint64_t at = 0; at < options_.size; at += kPage) (void)*static_cast<volatile char*>(base_ + at);
   }
 
   std::vector<void*> pages_of(uint64_t from, uint64_t to) const {
@@ -270,6 +300,7 @@ class Hotset {
 
   Options options_;
   Random random_;
+  int fd_ = -1;
   char* base_ = nullptr;
   Line* lines_ = nullptr;
   uint64_t pieces_ = 0, hot_pieces_ = 0, lines_per_piece_ = 0;
@@ -293,6 +324,8 @@ int main(int argc, char** argv) {
   app.add_option("--place", o.place, "where memory starts: slow-hot (hot pieces slow, cold ones fill the fast node), slow, fast, default")
       ->check(CLI::IsMember({"slow-hot", "slow", "fast", "default"}))
       ->capture_default_str();
+  app.add_option("--file", o.file, "the region is a mapping of this file, which is made anew");
+  app.add_option("--map", o.map, "how it is mapped: shared, private")->check(CLI::IsMember({"shared", "private"}))->capture_default_str();
   app.add_option("--fast-node", o.fast_node)->capture_default_str();
   app.add_option("--slow-node", o.slow_node)->capture_default_str();
   try {

@@ -31,6 +31,7 @@ class EstimatedPartition final : public Partition {
   Adapted adapt(std::span<const tier_range> answers) override;
 
   bool knows_pages() const override { return true; }
+  std::size_t bytes() const override { return estimate_.bytes(); }
   std::vector<Span> to_walk(__u64 pages, std::span<const __u64> changed) override;
   void walked(const Span& span, __u64 next, std::span<const ht_page_t> pages) override;
   void list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) override;

@@ -129,6 +129,7 @@ class Partition {
     __u64 pages = HT_UNKNOWN64;  // to be found at most
   };
   virtual bool knows_pages() const { return false; }
+  virtual std::size_t bytes() const { return 0; }  // of memory for counters, by what is resident
   // Each within one mapping, about so many pages in all. changed: spaces that may
   // have got or lost pages; of the others some are looked at in turn.
   virtual std::vector<Span> to_walk(__u64 /*pages*/, std::span<const __u64> /*changed*/) { return {}; }

@@ -192,6 +192,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   missing_room_ = HT_UNKNOWN64;
   listed_[epoch_ % listed_.size()] = input.fast_listed_pages;
   report.ranges_visited += ranges_.size();
+  report.estimate_bytes = partition_->bytes();
   if (input.accounts)
     if (auto done = account(input, report); !done) return done;
   describe(input, samples, report);

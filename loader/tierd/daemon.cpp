@@ -533,6 +533,7 @@ Json Daemon::scope_json(const std::string& path) const {
   scope["dry_run"] = running ? Json(moves.dry_run) : Json(nullptr);
   scope["processes"] = report ? report->scope.processes : 0;
   scope["ranges"] = report ? report->scope.ranges : 0;
+  scope["estimate_bytes"] = report ? report->estimate_bytes : 0;
   Json& counters = scope["counters"];
   counters["epochs_total"] = totals.epochs_total;
   counters["epoch_errors_total"] = shown.epoch_errors_total;

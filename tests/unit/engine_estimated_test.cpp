@@ -452,6 +452,80 @@ TEST(Estimated, AShortLivedProcessCostsNothing) {
   EXPECT_TRUE(rig.ranges().empty());
 }
 
+// Processes of 2 MiB, as hot as wanted, of which some are born in each epoch and die in
+// the next one or in the one after.
+struct Brood {
+  Scattered& rig;
+  double rate;  // samples of a page and epoch
+  __u32 next_pid = 1000;
+  std::map<__u32, int> alive{};  // epochs left
+  __u64 dead = 0;
+
+  static __u64 space_of(__u32 pid) { return 1'000'000 + pid; }
+  void born(int epochs) {
+    const __u32 pid = next_pid++;
+    rig.machine.map(space_of(pid), kBase, kBase + HT_GRANULE_SIZE);
+    const __u64 fast = std::min<__u64>(kGranulePages, rig.machine.size_pages[HT_TIER_FAST] - rig.machine.used(HT_TIER_FAST));
+    rig.machine.populate(space_of(pid), kBase, kBase + fast * HT_PAGE_SIZE, HT_TIER_FAST);
+    rig.machine.populate(space_of(pid), kBase + fast * HT_PAGE_SIZE, kBase + HT_GRANULE_SIZE, HT_TIER_SLOW);
+    rig.start(pid, space_of(pid));
+    alive[pid] = epochs;
+  }
+  EpochReport epoch(int births) {
+    for (int i = 0; i < births; ++i) born(1 + i % 2);
+    for (const auto& [pid, epochs] : alive)
+      for (int i = 0; i < static_cast<int>(rate * kGranulePages); ++i)
+        rig.source.touch(space_of(pid), kBase + rig.rng() % kGranulePages * HT_PAGE_SIZE);
+    const EpochReport report = rig.next();
+    for (auto one = alive.begin(); one != alive.end();) {
+      if (--one->second) {
+        ++one;
+        continue;
+      }
+      rig.stop(one->first);
+      one = alive.erase(one);
+      ++dead;
+    }
+    return report;
+  }
+};
+
+// As warm as between hot and cold, and as hot as what is hot.
+TEST(Estimated, ManyShortLivedProcessesCostNothing) {
+  for (double rate : {0.05, 0.25}) {
+    Scattered rig(1, 16, 0.2);
+    rig.run(40);
+    const double before = rig.hot_in_fast();
+    EpochReport alone, after;
+    auto cost = [&](EpochReport& report) {  // pages walked, and ranges visited
+      const __u64 walked = rig.machine.walked_pages;
+      __u64 visited = 0;
+      for (int e = 0; e < 16; ++e) visited += (report = rig.next()).ranges_visited;
+      return std::pair{rig.machine.walked_pages - walked, visited};
+    };
+    const auto [walked_alone, visited_alone] = cost(alone);
+    Brood brood{rig, rate};
+    __u64 moved = 0;
+    double hot = 0;
+    constexpr int kEpochs = 50;
+    for (int e = 0; e < kEpochs; ++e) {
+      moved += brood.epoch(4).moved.promoted_pages;
+      hot += rig.hot_in_fast();
+    }
+    while (!brood.alive.empty()) brood.epoch(0);
+    EXPECT_EQ(brood.dead, 4U * kEpochs);
+    EXPECT_GE(hot / kEpochs, before - 0.01) << rate;
+    EXPECT_LE(moved, brood.dead * kGranulePages / 32) << rate;
+    rig.next();
+    const auto [walked, visited] = cost(after);
+    EXPECT_EQ(after.estimate_bytes, alone.estimate_bytes) << rate;
+    EXPECT_EQ(after.scope.processes, alone.scope.processes);
+    EXPECT_LE(walked, walked_alone * 11 / 10);
+    EXPECT_LE(visited, visited_alone * 11 / 10);
+    for (const RangeView& view : rig.ranges()) EXPECT_EQ(view.range.space, kSpace);
+  }
+}
+
 TEST(Heattree, MovesGoOnWhileTheyPay) {
   heattree_settings settings = HEATTREE_DEFAULTS;
   tier_scope scope{};

@@ -184,6 +184,24 @@ double best_ratio(pid_t pid, uint64_t fast_pages) {
       .at("best_fast_hit_ratio");
 }
 
+std::vector<PageTruth> page_truth() {
+  const std::string path = "/tmp/ht-page-truth";
+  json answer = run_json({"labctl", "truth", "--pages", path, "--json"});
+  if (answer.at("pages_lost_accesses") != 0) die("the lab lost page counts", "a larger table is needed in tests/lab");
+  std::vector<PageTruth> pages;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    PageTruth page;
+    unsigned long long address, fast, slow;
+    if (std::sscanf(line.c_str(), "%d\t%llx\t%llu\t%llu", &page.pid, &address, &fast, &slow) != 4) continue;  // the heading
+    page.address = address;
+    page.fast = fast;
+    page.slow = slow;
+    pages.push_back(page);
+  }
+  return pages;
+}
+
 Counters counters() {
   json status = tierctl({"status"});
   for (const json& scope : status.at("scopes")) {

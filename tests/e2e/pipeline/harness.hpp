@@ -100,6 +100,15 @@ class Meter {
 // truth_reset() in a fast tier of so many pages, known afterwards.
 double best_ratio(pid_t pid, uint64_t fast_pages);
 
+// The same page by page, of all processes; most accessed first.
+struct PageTruth {
+  pid_t pid = 0;
+  uint64_t address = 0;
+  uint64_t fast = 0, slow = 0;
+  uint64_t total() const { return fast + slow; }
+};
+std::vector<PageTruth> page_truth();
+
 // Counters of the root scope in `tierctl status --json`.
 struct Counters {
   uint64_t epochs = 0, samples = 0, promoted = 0, demoted = 0, exchanged = 0, failed = 0;
