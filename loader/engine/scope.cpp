@@ -34,6 +34,9 @@ constexpr double kYoungKeep = 0.841;
 constexpr __u64 kWithheldRoomEpochs = 64;
 // Of the fast tier, at most this is expected to be allocated in an epoch.
 constexpr double kRoomShareMax = 0.05;
+// What a process gets in so many epochs from its start says nothing of what comes after
+// them: most that start end soon, and room for the next one's would be taken from what stays.
+constexpr __u64 kPromisingEpochs = 4;
 // How long free room that could not be had is left alone, epochs.
 constexpr __u64 kWithheldEpochs = 32;
 
@@ -359,7 +362,7 @@ Result<> Scope::account(const EpochInput& input, EpochReport& report) {
 void Scope::measure_growth(__u64 fast_tier_pages) {
   __u64 grown = 0;
   for (const auto& [id, space] : spaces_.spaces())
-    if (space.rss_epoch == epoch_) grown += space.grown_pages;
+    if (space.rss_epoch == epoch_ && (!space.born_epoch || epoch_ - space.born_epoch > kPromisingEpochs)) grown += space.grown_pages;
   grown_[epoch_ % grown_.size()] = grown;
   const auto most = static_cast<__u64>(kRoomShareMax * static_cast<double>(fast_tier_pages));
   coming_pages_ = std::min(*std::max_element(grown_.begin(), grown_.end()), std::max(most, settings_.max_move_min_pages));

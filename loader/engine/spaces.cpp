@@ -28,7 +28,9 @@ void Spaces::bind(__u32 pid, __u64 space) {
   if (process.space == space) return;
   if (process.space) leave(pid, process.space);
   process.space = space;
-  spaces_[space].pids.push_back(pid);
+  auto [found, fresh] = spaces_.try_emplace(space);
+  if (fresh) found->second.born_epoch = epoch_;
+  found->second.pids.push_back(pid);
   urgent(space);
 }
 

@@ -23,6 +23,7 @@ struct Space {
   std::vector<__u32> pids;
   std::vector<ht_mapping> mappings;  // all, sorted; neighbours of a kind joined
   __u64 seq = 0;                     // change stamp of mappings
+  __u64 born_epoch = 0;              // after which it was seen first
   __u64 rss_pages = HT_UNKNOWN64;
   __u64 rss_epoch = 0;     // of that
   __u64 grown_pages = 0;  // an epoch, from the poll before to the last one

@@ -332,6 +332,32 @@ TEST(Estimated, RoomIsMadeForWhatComes) {
 }
 
 // Where the kernel keeps more than it tells, what landed in slow memory tells it.
+TEST(Estimated, AProcessThatHasJustStartedPromisesNothing) {
+  Rig rig;
+  rig.policy.use_heattree();
+  rig.epoch();
+  __u64 most = 0;
+  auto live = [&](__u32 pid, int epochs) {
+    const __u64 space = 1000 + pid;
+    most = 0;
+    rig.machine.map(space, kBase, kBase + 16384 * HT_PAGE_SIZE);
+    rig.start(pid, space);
+    for (int e = 0; e < epochs; ++e) {
+      const __u64 from = kBase + static_cast<__u64>(e) * 256 * HT_PAGE_SIZE;
+      rig.machine.populate(space, from, from + 256 * HT_PAGE_SIZE, HT_TIER_SLOW);
+      for (__u64 p = 0; p < 256; ++p) rig.source.touch(space, from + p * HT_PAGE_SIZE);
+      most = std::max(most, rig.epoch().coming_pages);
+    }
+    rig.stop(pid);
+  };
+  for (__u32 pid = 200; pid < 210; ++pid) {
+    live(pid, 3);
+    EXPECT_EQ(most, 0U);
+  }
+  live(300, 12);
+  EXPECT_GT(most, 0U);
+}
+
 TEST(Estimated, RoomThatIsNotGivenOutIsMadeAgain) {
   Growing s(true, 200);
   __u64 landed = 0;

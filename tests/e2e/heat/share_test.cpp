@@ -54,9 +54,9 @@ struct PageHash {
 };
 using PageCounts = std::unordered_map<PageKey, PageTruth, PageHash>;
 
-PageCounts counts_of(const std::set<pid_t>& pids) {
+PageCounts counts_of(const std::string& path, const std::set<pid_t>& pids) {
   PageCounts counts;
-  for (const PageTruth& page : page_truth())
+  for (const PageTruth& page : load_page_truth(path))
     if (pids.contains(page.pid)) counts[{page.pid, page.address}] = page;
   return counts;
 }
@@ -155,28 +155,35 @@ void fair_test(Checks& checks, const std::vector<std::string>& settings, uint64_
   constexpr int kRounds = 6;
   truth_reset();
   for (int i = 0; i < kRounds; ++i) round();
-  const PageCounts known = counts_of(pids);
+  const std::string known_path = "/tmp/ht-truth-known", seen_path = "/tmp/ht-truth-seen";
+  save_page_truth(known_path);
   truth_reset();
   for (int i = 0; i < kRounds; ++i) round();
-  const PageCounts seen = counts_of(pids);
   const Counters end = counters();
-  uint64_t fast_pages = 0;
-  for (pid_t pid : pids) fast_pages += placement(pid).fast_pages;
-  const Shares shares = judge(known, seen, fast_pages);
   show("at the end");
+  uint64_t fast_pages = 0;
+  std::map<pid_t, double> fast_share;
+  for (pid_t pid : pids) {
+    const Placement place = placement(pid);
+    fast_pages += place.fast_pages;
+    fast_share[pid] = place.fast_share();
+  }
+  save_page_truth(seen_path);
+  tierctl({"unload"});
+  const PageCounts known = counts_of(known_path, pids), seen = counts_of(seen_path, pids);
+  const Shares shares = judge(known, seen, fast_pages);
   std::map<std::string, double> has, rate;
   for (const Sharer& one : all) {
     const pid_t pid = one.child->pid();
     uint64_t misses = 0, pages = 0;
     for (const auto& [key, page] : seen)
       if (key.first == pid && ++pages) misses += page.total();
-    has[one.name] = placement(pid).fast_share();
+    has[one.name] = fast_share.at(pid);
     rate[one.name] = static_cast<double>(misses) / static_cast<double>(one.mib * kPagesPerMiB);
     std::printf("      %-8s %3" PRIu64 " MiB, true accesses of a page %.1f: %.3f in fast memory, by the oracle %.3f\n", one.name.c_str(), one.mib,
                 rate[one.name], has[one.name], shares.oracle_share.contains(pid) ? shares.oracle_share.at(pid) : 0.0);
   }
   std::printf("      %" PRIu64 " pages of fast memory are theirs; moved in the last %d rounds: %" PRIu64 " pages\n", fast_pages, 2 * kRounds, end.moved() - last.moved());
-  tierctl({"unload"});
 
   const double gain = (shares.ratio - before) / (shares.oracle - before);
   checks.that(rate["small"] > 2 * rate["twin 32"] && rate["twin 32"] > 2 * rate["big"], "the rates of their pages are far apart");

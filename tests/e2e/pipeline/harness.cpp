@@ -184,10 +184,12 @@ double best_ratio(pid_t pid, uint64_t fast_pages) {
       .at("best_fast_hit_ratio");
 }
 
-std::vector<PageTruth> page_truth() {
-  const std::string path = "/tmp/ht-page-truth";
+void save_page_truth(const std::string& path) {
   json answer = run_json({"labctl", "truth", "--pages", path, "--json"});
   if (answer.at("pages_lost_accesses") != 0) die("the lab lost page counts", "a larger table is needed in tests/lab");
+}
+
+std::vector<PageTruth> load_page_truth(const std::string& path) {
   std::vector<PageTruth> pages;
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {

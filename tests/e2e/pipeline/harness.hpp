@@ -100,14 +100,16 @@ class Meter {
 // truth_reset() in a fast tier of so many pages, known afterwards.
 double best_ratio(pid_t pid, uint64_t fast_pages);
 
-// The same page by page, of all processes; most accessed first.
+// The same page by page, of all processes; most accessed first. Kept in a file until
+// it is read: tens of MiB that come and go would be part of what is measured.
 struct PageTruth {
   pid_t pid = 0;
   uint64_t address = 0;
   uint64_t fast = 0, slow = 0;
   uint64_t total() const { return fast + slow; }
 };
-std::vector<PageTruth> page_truth();
+void save_page_truth(const std::string& path);
+std::vector<PageTruth> load_page_truth(const std::string& path);
 
 // Counters of the root scope in `tierctl status --json`.
 struct Counters {
