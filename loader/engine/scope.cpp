@@ -47,6 +47,8 @@ constexpr __u64 kTrialFirst = 3;
 // Accessed bits of pages on trial are read in some epochs only: it lasts until some
 // were, but not for ever. An epoch in which none were does not count.
 constexpr __u64 kTrialLongest = 16;
+// The kernel adds up what a process has by CPU: growth by less may be none.
+constexpr __u64 kComingMin = 64;
 // Fewest pages that are listed to get below a bound: some may not move.
 constexpr __u64 kBoundListMin = 512;
 
@@ -255,7 +257,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
 bool Scope::rests(const EpochInput& input) {
   const bool same = seat_generation_ == input.seat_generation && decided_.scope.epoch;
   seat_generation_ = input.seat_generation;
-  return same && input.moves && !input.accounts && !input.dry_run && !coming_pages_ &&
+  return same && input.moves && !input.accounts && !input.dry_run && coming_pages_ < kComingMin &&
          decided_.decision != Decision::kPolicyFailed && partition_->rest();
 }
 
