@@ -110,6 +110,8 @@ bool run_job(const Options& options, const Job& job) {
   const unsigned seconds = options.seconds ? options.seconds : seconds_for(*job.one, job.system);
   std::vector<std::string> command = {
       options.repo / "tests/lab/lab", "--build", options.build, "--name", "bench-" + job.one->name + "-" + job.system + "-" + std::to_string(job.seed),
+      // or it depends on the boot whether the kernel's image (37 MiB) lies in the fast node
+      "--append", "nokaslr",
       "--icount", "--no-tierd", "--timeout", std::to_string(300 + 40 * seconds), "--",
       options.build / "bin/ht-bench-cell", "--workload", job.one->name, "--system", job.system, "--seed", std::to_string(job.seed),
       "--build", options.build, "--commit", options.commit, "--seconds", std::to_string(seconds), "--out", job.file};

@@ -268,6 +268,8 @@ void Scope::rest(__u64 samples, EpochReport& report) {
   report.scope = decided_.scope;
   report.scope.epoch = epoch_;
   report.scope.samples = samples;
+  std::fill(std::begin(report.scope.trial_pages), std::end(report.scope.trial_pages), 0);
+  std::fill(std::begin(report.scope.trial_hits), std::end(report.scope.trial_hits), 0);
   report.decision = decided_.decision;
   report.policy_generation = decided_.policy_generation;
   report.hot_ranges = decided_.hot_ranges;
