@@ -36,6 +36,7 @@
 #include "engine/scope.hpp"
 #include "sources/abit_plan.hpp"
 #include "trace.hpp"
+#include "workloads/commands.hpp"
 
 namespace hypertier {
 namespace {
@@ -220,10 +221,9 @@ struct SplitMix {
   static constexpr __u64 min() { return 0; }
   static constexpr __u64 max() { return ~__u64{0}; }
   __u64 operator()() {
-    __u64 z = state += 0x9e3779b97f4a7c15;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
+    const __u64 drawn = workload::mix(state);
+    state += 0x9e3779b97f4a7c15;
+    return drawn;
   }
 };
 

@@ -27,6 +27,7 @@ using namespace bench;
 using e2e::Child;
 using e2e::die;
 using e2e::json;
+using e2e::now_s;
 
 namespace {
 
@@ -43,12 +44,6 @@ struct Options {
   std::vector<std::string> settings;
   std::string record;
 };
-
-double now_s() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-}
 
 // ---------------------------------------------------------- the fast node
 
@@ -161,11 +156,9 @@ std::optional<uint64_t> operations_of(const json& done) {
 
 // --------------------------------------------------------------- counters
 
-std::map<std::string, uint64_t> vmstat() {
+std::map<std::string, uint64_t> tiering_vmstat() {
   std::map<std::string, uint64_t> all;
-  std::ifstream file("/proc/vmstat");
-  std::string name;
-  for (uint64_t value; file >> name >> value;)
+  for (const auto& [name, value] : e2e::vmstat())
     for (const char* wanted : {"pgpromote_", "pgdemote_", "pgmigrate_", "numa_hint_faults", "numa_pte_updates", "pswpout", "compact_migrate_scanned"})
       if (name.starts_with(wanted)) all[name] = value;
   return all;
@@ -428,7 +421,7 @@ json run(Options options, const Case& one) {
     system->sample_each(options.period);
   }
   if (!options.record.empty()) recorder.emplace(options, one, workload.pid, places, capacity);
-  auto vmstat_start = vmstat();
+  auto vmstat_start = tiering_vmstat();
   auto cpu_start = cpu_ns();
   const double start_s = now_s();
   system->start(memory, workload.pid);
@@ -524,7 +517,7 @@ json run(Options options, const Case& one) {
     calls[name] = count.calls;
     carried_out[name] = count.flushes;
   }
-  json result = {{"vmstat", difference(vmstat_start, vmstat())}, {"cpu_ns", difference(cpu_start, cpu_ns(), 1000000)}};
+  json result = {{"vmstat", difference(vmstat_start, tiering_vmstat())}, {"cpu_ns", difference(cpu_start, cpu_ns(), 1000000)}};
   system->stop();
   const bool ok = workload.stop();
   if (!ok) die(one.name + " found wrong memory: a page was lost or corrupted");

@@ -126,17 +126,24 @@ static bool lookup_begin(struct lookup *lookup, u32 pid, u64 space)
 	return true;
 }
 
-/* Under the mmap lock. HT_MOVE_NONE: found, with a reference. */
+/* Under the mmap lock. */
+static struct vm_area_struct *lookup_vma(struct lookup *lookup, unsigned long address)
+{
+	if (!lookup->vma || address < lookup->vma->vm_start || address >= lookup->vma->vm_end)
+		lookup->vma = vma_lookup(lookup->mm, address);
+	return lookup->vma;
+}
+
+/* The same. HT_MOVE_NONE: found, with a reference. */
 static u8 find_folio(struct lookup *lookup, unsigned long address, int s, struct folio **found)
 {
+	struct vm_area_struct *vma = lookup_vma(lookup, address);
 	struct folio *folio;
 	u8 result = HT_MOVE_NONE;
 
-	if (!lookup->vma || address < lookup->vma->vm_start || address >= lookup->vma->vm_end)
-		lookup->vma = vma_lookup(lookup->mm, address);
-	if (!lookup->vma)
+	if (!vma)
 		return HT_MOVE_GONE;
-	if (ht_vma_is_special(lookup->vma))
+	if (ht_vma_is_special(vma))
 		return HT_MOVE_SPECIAL;
 	folio = ht_get_folio(lookup->mm, address);
 	if (!folio)
@@ -739,7 +746,7 @@ static void split_all(struct ht_pair *pairs, u32 nr, struct ht_exchange_run *run
 
 		if (address && address < TASK_SIZE_MAX &&
 		    lookup_begin(&lookup, READ_ONCE(pair->hot_pid), READ_ONCE(pair->hot_space))) {
-			struct vm_area_struct *vma = vma_lookup(lookup.mm, address);
+			struct vm_area_struct *vma = lookup_vma(&lookup, address);
 
 			if (vma && !ht_vma_is_special(vma))
 				folio = ht_get_folio(lookup.mm, address & PAGE_MASK);

@@ -89,7 +89,6 @@ class EstimatedPartition final : public Partition {
     __u32 pages;
   };
 
-  void count();
   // A huge page that seems to be hot in a part only. Which part is told by what was
   // counted before; whether it is so, by samples that came after that.
   struct Watched {
@@ -100,8 +99,6 @@ class EstimatedPartition final : public Partition {
     __u64 since_epoch = 0;
   };
 
-  void watch();
-  void try_bits();
   struct Contents {
     __u64 tiers[HT_TIERS] = {0, 0};
     __u64 huge_pages = 0;
@@ -110,6 +107,9 @@ class EstimatedPartition final : public Partition {
     __u32 born_epoch = HT_UNKNOWN32;  // of the oldest
   };
 
+  void count();
+  void watch();
+  void try_bits();
   Contents contents(const Run& run);
   void look_again(__u64 space, __u64 granule);
   void clip();

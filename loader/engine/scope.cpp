@@ -78,6 +78,14 @@ void add(Trial& sum, const Trial& trial) {
   sum.cold_hits += trial.cold_hits;
 }
 
+__u64 less(__u64 pages, __u64 kept) { return pages > kept ? pages - kept : 0; }
+
+// Of the fast tier, what the CPUs have in their lists included.
+__u64 free_pages(const EpochInput& input) { return input.fast_free_pages + input.fast_listed_pages; }
+
+// That is made for what comes, beside what the CPUs' lists need.
+__u64 most_room(__u64 fast_tier_pages) { return static_cast<__u64>(kRoomShareMax * static_cast<double>(fast_tier_pages)); }
+
 __u64 bound_pages(const tier_range& range, const Residency& residency) {
   return residency.known() ? residency.pages() : range.mapped_pages;
 }
@@ -179,6 +187,7 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   use(input);
   if (auto done = look(input, report); !done) return done;
   measure_growth(input.fast_tier_pages);
+  report.estimate_bytes = partition_->bytes();
   if (rests(input)) {
     rest(samples, report);
     return {};
@@ -197,7 +206,6 @@ Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report)
   missing_room_ = HT_UNKNOWN64;
   listed_[epoch_ % listed_.size()] = input.fast_listed_pages;
   report.ranges_visited += ranges_.size();
-  report.estimate_bytes = partition_->bytes();
   if (input.accounts)
     if (auto done = account(input, report); !done) return done;
   describe(input, samples, report);
@@ -368,8 +376,7 @@ void Scope::measure_growth(__u64 fast_tier_pages) {
   for (const auto& [id, space] : spaces_.spaces())
     if (space.rss_epoch == epoch_ && (!space.born_epoch || epoch_ - space.born_epoch > kPromisingEpochs)) grown += space.grown_pages;
   grown_[epoch_ % grown_.size()] = grown;
-  const auto most = static_cast<__u64>(kRoomShareMax * static_cast<double>(fast_tier_pages));
-  coming_pages_ = std::min(*std::max_element(grown_.begin(), grown_.end()), std::max(most, settings_.max_move_min_pages));
+  coming_pages_ = std::min(*std::max_element(grown_.begin(), grown_.end()), std::max(most_room(fast_tier_pages), settings_.max_move_min_pages));
 }
 
 // The range that is most like what is allocated next: the hottest that is not hotter than the
@@ -410,22 +417,19 @@ __u64 Scope::room_target() const {
 void Scope::measure_room(const EpochInput& input) {
   const __u64 slow = own_pages_[HT_TIER_SLOW];
   const __u64 landed = std::min(slow - std::min(slow, expected_slow_pages_), coming_pages_);
-  const auto most = static_cast<__u64>(kRoomShareMax * static_cast<double>(input.fast_tier_pages));
   withheld_room_pages_ -= withheld_room_pages_ / kWithheldRoomEpochs;
-  if (room_was_enough_) withheld_room_pages_ = std::min(withheld_room_pages_ + landed, most);
+  if (room_was_enough_) withheld_room_pages_ = std::min(withheld_room_pages_ + landed, most_room(input.fast_tier_pages));
 }
 
 // What is free of the fast tier and may be filled with what is hot. While nothing is
 // allocated, that is also what the CPUs have in their lists: new pages find none of it anyway.
 // A share is left free only where it is not known what comes (like_what_comes()).
 __u64 Scope::free_room(const EpochInput& input) const {
-  const auto less = [](__u64 free, __u64 kept) { return free > kept ? free - kept : 0; };
   const double share = partition_->knows_pages() ? 0 : settings_.fast_reserve_share;
   const auto reserve = static_cast<__u64>(share * static_cast<double>(input.fast_tier_pages));
   const __u64 kept = std::max({reserve, withheld_pages_, input.fast_watermark_pages});
-  const __u64 free = input.fast_free_pages + input.fast_listed_pages;
-  if (!coming_pages_) return less(free, kept);
-  return std::min(less(input.fast_free_pages, kept), less(free, input.fast_watermark_pages + room_target()));
+  if (!coming_pages_) return less(free_pages(input), kept);
+  return std::min(less(input.fast_free_pages, kept), less(less(free_pages(input), input.fast_watermark_pages), room_target()));
 }
 
 // Exchanges cold pages of fast memory for hot ones of slow memory.
@@ -445,9 +449,7 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   // Room that is missing for what will be allocated until the next epoch.
   __u64 missing = 0;
   if (like != kNoRange && !input.surplus_pages) {
-    __u64 free = input.fast_free_pages + input.fast_listed_pages;
-    free -= std::min(free, input.fast_watermark_pages);
-    missing = room_target() - std::min(room_target(), free);
+    missing = less(room_target(), less(free_pages(input), input.fast_watermark_pages));
     const __u64 bound = report.scope.fast_capacity_pages;
     if (input.accounts && own_pages_[HT_TIER_FAST] + coming_pages_ > bound)
       missing = std::max(missing, std::min(coming_pages_, own_pages_[HT_TIER_FAST] + coming_pages_ - bound));
@@ -512,10 +514,7 @@ Result<> Scope::take_apart(const EpochInput& input, EpochReport& report) {
     range.rate = range.heat = static_cast<__u32>(std::clamp(rate * kRateUnit, 0.0, 4294967294.0));
     return range;
   };
-  ht_run run{};
-  run.scope = report.scope;
-  run.budget_ns = input.budget_ns;
-  run.seat = input.seat;
+  ht_run run = run_of(input, report);
   std::span<tier_pair> buffer = caller_->pairs();
   std::vector<bool> admitted(skewed.size());
   auto answered = call(
@@ -728,6 +727,15 @@ Result<bool> Scope::call(ht_run& run, std::size_t entries, std::size_t per_call,
   return true;
 }
 
+// What the policy is asked with.
+ht_run Scope::run_of(const EpochInput& input, const EpochReport& report) {
+  ht_run run{};
+  run.scope = report.scope;
+  run.budget_ns = input.budget_ns;
+  run.seat = input.seat;
+  return run;
+}
+
 // False: no policy answered.
 Result<bool> Scope::classify(const EpochInput& input, EpochReport& report) {
   for (int attempt = 0; attempt < 2; ++attempt) {
@@ -735,10 +743,7 @@ Result<bool> Scope::classify(const EpochInput& input, EpochReport& report) {
       range.heat = 0;
       range.action = TIER_KEEP;
     }
-    ht_run run{};
-    run.scope = report.scope;
-    run.budget_ns = input.budget_ns;
-    run.seat = input.seat;
+    ht_run run = run_of(input, report);
     std::span<tier_range> buffer = caller_->ranges();
     auto answered = call(
         run, ranges_.size(), HT_CALL_RANGES, &PolicyCaller::run_classify,
@@ -1032,10 +1037,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   }
   plan.resize(group_of.size());
 
-  ht_run run{};
-  run.scope = report.scope;
-  run.budget_ns = input.budget_ns;
-  run.seat = input.seat;
+  ht_run run = run_of(input, report);
   std::span<tier_pair> buffer = caller_->pairs();
   auto answered = call(
       run, pairs.size(), HT_CALL_PAIRS, &PolicyCaller::run_admit,
@@ -1186,7 +1188,7 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
         settle(entry.hot_range, pair.hot_space, entry.hot, entry.hot_pages(), pair.hot_result, HT_TIER_FAST,
                &tier_result::promoted_pages);
         if (!entry.cold && pair.hot_result == HT_MOVE_NO_MEMORY) {
-          withheld_pages_ = std::max(withheld_pages_, input.fast_free_pages + input.fast_listed_pages);
+          withheld_pages_ = std::max(withheld_pages_, free_pages(input));
           withheld_until_epoch_ = epoch_ + kWithheldEpochs;
         }
         // Or room would be made for it each epoch anew.
@@ -1287,10 +1289,7 @@ void Scope::note(EpochReport& report) {
 }
 
 Result<> Scope::feed_back(const EpochInput& input, EpochReport& report) {
-  ht_run run{};
-  run.scope = report.scope;
-  run.budget_ns = input.budget_ns;
-  run.seat = input.seat;
+  ht_run run = run_of(input, report);
   std::span<tier_result> buffer = caller_->results();
   auto answered = call(
       run, touched_.size(), HT_CALL_RESULTS, &PolicyCaller::run_moved,

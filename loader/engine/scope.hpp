@@ -88,6 +88,7 @@ class Scope {
   [[nodiscard]] Result<> keep_bounds(const EpochInput& input, EpochReport& report);
   void measure_demand(EpochReport& report) const;
   void measure_counts(EpochReport& report) const;
+  static ht_run run_of(const EpochInput& input, const EpochReport& report);
   Result<bool> call(ht_run& run, std::size_t entries, std::size_t per_call, Result<> (PolicyCaller::*ask)(ht_run&),
                     const std::function<void(std::size_t, std::size_t)>& put,
                     const std::function<void(std::size_t, std::size_t)>& get, EpochReport& report);

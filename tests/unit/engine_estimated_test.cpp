@@ -147,7 +147,6 @@ TEST(Estimated, HugePagesMoveWhole) {
   }
 }
 
-// heat is the only key: turned over, so is the placement.
 // A third of the huge pages has one hot 64 KiB piece each: the part comes to fast
 // memory by itself. The others, cold or hot all over, stay whole.
 struct Huge : Rig {
@@ -207,6 +206,7 @@ TEST(Estimated, HugePagesStayWholeWhereSplittingDoesNotPay) {
   EXPECT_EQ(rig.whole(0, Huge::kHuge), Huge::kHuge);
 }
 
+// heat is the only key: turned over, so is the placement.
 TEST(Estimated, ATurnedHeatTurnsThePlacement) {
   Scattered s(6, 16, 0.2);
   s.policy.classify = [](tier_range& r, const tier_scope&) { r.heat = HT_UNKNOWN32 - r.rate; };
@@ -331,7 +331,6 @@ TEST(Estimated, RoomIsMadeForWhatComes) {
   EXPECT_EQ(cold.machine.resident(kSpace, kBase, kBase + 1024 * HT_PAGE_SIZE, HT_TIER_FAST), 1024U);
 }
 
-// Where the kernel keeps more than it tells, what landed in slow memory tells it.
 TEST(Estimated, AProcessThatHasJustStartedPromisesNothing) {
   Rig rig;
   rig.policy.use_heattree();
@@ -358,6 +357,7 @@ TEST(Estimated, AProcessThatHasJustStartedPromisesNothing) {
   EXPECT_GT(most, 0U);
 }
 
+// Where the kernel keeps more than it tells, what landed in slow memory tells it.
 TEST(Estimated, RoomThatIsNotGivenOutIsMadeAgain) {
   Growing s(true, 200);
   __u64 landed = 0;

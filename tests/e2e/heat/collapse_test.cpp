@@ -6,9 +6,9 @@
 // and the pages of each node that khugepaged has just counted are noted with it.
 // Those of the smaller side change their tier.
 //
-// Full speed: all of memory is looked at up to ten times a second (by default it takes minutes). That khugepaged and
-// the workload rest in between makes the guest's clock leap: ten minutes of it are
-// as many of ours at most.
+// Full speed: all of memory is looked at up to ten times a second (by default it takes
+// minutes). That khugepaged and the workload rest in between makes the guest's clock
+// leap: ten minutes of it are as many of ours at most.
 #include <fcntl.h>
 #include <numaif.h>
 #include <sys/mman.h>
@@ -48,12 +48,6 @@ struct Options {
   uint64_t burst_ms = 40;  // of accesses in each half second
   bool hold = true;
 };
-
-double now_s() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-}
 
 void sleep_s(double seconds) {
   timespec wait{static_cast<time_t>(seconds), static_cast<long>((seconds - static_cast<double>(static_cast<time_t>(seconds))) * 1e9)};
@@ -102,14 +96,6 @@ Collapses::Count operator-(const Collapses::Count& a, const Collapses::Count& b)
   return {a.granules - b.granules, a.mixed - b.mixed, a.wrong_pages - b.wrong_pages};
 }
 
-uint64_t vmstat(const std::string& name) {
-  std::istringstream text(read_file("/proc/vmstat"));
-  std::string key;
-  for (uint64_t value; text >> key >> value;)
-    if (key == name) return value;
-  die("/proc/vmstat has no " + name);
-}
-
 // Small pages of one node that nobody touches again: for khugepaged to join.
 class Bystander {
  public:
@@ -153,9 +139,7 @@ int run(const Options& o) {
   Bystander bystander(1, 16 << 20);
   Child hotset({"hotset", "--size", "192M", "--hot", "32M", "--piece", o.piece, "--thp", "never", "--place", "slow-hot"});
   hotset.expect("ready");
-  std::vector<std::string> load = {"load", o.policy};
-  for (const std::string& setting : o.settings) load.insert(load.end(), {"--set", setting});
-  tierctl(load);
+  load_policy(o.policy, o.settings);
   Meter meter(hotset.pid());
   const auto work = [&](double seconds) {
     for (const double until = now_s() + seconds; now_s() < until;) {
@@ -171,7 +155,7 @@ int run(const Options& o) {
   bystander.allow();
   const Counters first = counters();
   const Collapses::Count collapsed_first = collapses.take();
-  const uint64_t held_first = held(), alloc_first = vmstat("thp_collapse_alloc");
+  const uint64_t held_first = held(), alloc_first = vmstat().at("thp_collapse_alloc");
   const double start = now_s();
   double shifted = start;
   for (double now = start; now < start + static_cast<double>(o.seconds);) {
@@ -192,7 +176,7 @@ int run(const Options& o) {
   const Collapses::Count seen = collapses.take() - collapsed_first;
   const Counters last = counters();
   const uint64_t moves = last.moved() - first.moved();
-  std::printf("      thp_collapse_alloc %" PRIu64 ", failed moves %" PRIu64 "\n", vmstat("thp_collapse_alloc") - alloc_first,
+  std::printf("      thp_collapse_alloc %" PRIu64 ", failed moves %" PRIu64 "\n", vmstat().at("thp_collapse_alloc") - alloc_first,
               last.failed - first.failed);
   check.that(moves >= 2 * 8192, "the policy moved %" PRIu64 " pages in %" PRIu64 " epochs", moves, last.epochs - first.epochs);
   check.that(seen.wrong_pages * 100 <= moves, "khugepaged took %" PRIu64 " pages to the wrong tier: %.2f %% of the moves (bound 1)",

@@ -72,9 +72,7 @@ int run(const Options& o) {
               o.thp.c_str(), o.seed, o.policy.c_str(), o.fs.empty() ? "" : ", a file on ", o.fs.c_str(),
               o.fs.empty() ? "" : (", mapped " + o.map).c_str(), best, before);
 
-  std::vector<std::string> load = {"load", o.policy};
-  for (const std::string& setting : o.settings) load.insert(load.end(), {"--set", setting});
-  tierctl(load);
+  load_policy(o.policy, o.settings);
   const Counters first = counters();
   Counters last = first;
   uint64_t reached = 0;

@@ -23,19 +23,6 @@ namespace {
 constexpr uint64_t kMiB = 1 << 20;
 constexpr uint64_t kPagesPerMiB = kMiB / 4096;
 
-void seat(const std::vector<std::string>& settings) {
-  std::vector<std::string> load = {"load", "heattree"};
-  for (const std::string& setting : settings) load.insert(load.end(), {"--set", setting});
-  tierctl(load);
-}
-
-json root_scope() {
-  const json status = tierctl({"status"});
-  for (const json& scope : status.at("scopes"))
-    if (scope.at("cgroup") == "/") return scope;
-  die("tierd tells nothing of the root");
-}
-
 // ---------------------------------------------------------- by rate, not by size
 
 struct Sharer {
@@ -136,7 +123,7 @@ void fair_test(Checks& checks, const std::vector<std::string>& settings, uint64_
   round();
   const double before = ratio();
 
-  seat(settings);
+  load_policy("heattree", settings);
   const Counters first = counters();
   std::printf("      epoch:true hit ratio(moved)");
   Counters last = first;
@@ -227,7 +214,9 @@ struct Keeps {
 Keeps keeps() {
   const json status = tierctl({"status"});
   const pid_t pid = status.at("pid");
-  const json scope = root_scope();
+  const auto root = root_scope();
+  if (!root) die("tierd tells nothing of the root");
+  const json& scope = *root;
   return {scope.at("counters").at("epochs_total"), cpu_ns(pid), rss_anon_kib(pid), status.at("granules").at("used"),
           scope.at("estimate_bytes"), scope.at("ranges"), scope.at("processes")};
 }
@@ -246,7 +235,7 @@ void short_test(Checks& checks, const std::vector<std::string>& settings, uint64
   const uint64_t kChildMib = 2;
   Child brood({"shortlived", "--size", std::to_string(kChildMib) + "M", "--ms", "250", "--alive", "5"});
   brood.expect("ready");
-  seat(settings);
+  load_policy("heattree", settings);
   auto phase = [&](const char* name, const std::function<bool(uint64_t epochs)>& go_on) {
     truth_reset();
     Meter meter(steady.pid());

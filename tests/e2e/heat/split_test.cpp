@@ -23,11 +23,9 @@ struct Options {
   bool whole = false;  // huge pages are left whole
 };
 
-uint64_t status_counter(const char* name) {
-  const json status = tierctl({"status"});
-  for (const json& scope : status.at("scopes"))
-    if (scope.at("cgroup") == "/") return scope.at("counters").at(name);
-  return 0;
+uint64_t split_pages() {
+  const auto scope = root_scope();
+  return scope ? scope->at("counters").at("split_pages_total").get<uint64_t>() : 0;
 }
 
 int run(const Options& o) {
@@ -43,10 +41,9 @@ int run(const Options& o) {
   };
   window();
   const double before = window();
-  std::vector<std::string> load = {"load", "heattree"};
-  for (const std::string& setting : o.settings) load.insert(load.end(), {"--set", setting});
-  if (o.whole) load.insert(load.end(), {"--set", "split_swaps=4294967295"});
-  tierctl(load);
+  std::vector<std::string> settings = o.settings;
+  if (o.whole) settings.push_back("split_swaps=4294967295");
+  load_policy("heattree", settings);
   double settled = 0;
   std::printf("      nothing seated %.3f; epoch:hit(pages taken apart, moved)", before);
   for (uint64_t w = 0; w < o.windows; ++w) {
@@ -54,11 +51,11 @@ int run(const Options& o) {
     if (w >= o.windows * 3 / 4) settled += ratio / static_cast<double>(o.windows - o.windows * 3 / 4);
     if (w % 5) continue;
     const Counters c = counters();
-    std::printf(" %" PRIu64 ":%.3f(%" PRIu64 ",%" PRIu64 ")", c.epochs, ratio, status_counter("split_pages_total"), c.moved());
+    std::printf(" %" PRIu64 ":%.3f(%" PRIu64 ",%" PRIu64 ")", c.epochs, ratio, split_pages(), c.moved());
     std::fflush(stdout);
   }
   std::printf("\n");
-  const uint64_t split = status_counter("split_pages_total");
+  const uint64_t split = split_pages();
   std::printf("      %" PRIu64 " huge pages taken apart, hit ratio of the last quarter %.3f\n", split / 512, settled);
   if (o.whole) {
     check.that(split == 0, "none is taken apart");

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -170,10 +171,15 @@ void Redis::stop() {
   server.wait();
 }
 
-Truth truth(pid_t pid) {
-  json answer = run_json({"labctl", "truth", "--pid", std::to_string(pid), "--json"});
+static json whole_truth(const std::string& option, const std::string& value) {
+  json answer = run_json({"labctl", "truth", option, value, "--json"});
   // A full table of page counts would make the answer a guess.
   if (answer.at("pages_lost_accesses") != 0) die("the lab lost page counts", "a larger table is needed in tests/lab");
+  return answer;
+}
+
+Truth truth(pid_t pid) {
+  const json answer = whole_truth("--pid", std::to_string(pid));
   return {answer.at("fast_accesses").get<uint64_t>(), answer.at("slow_accesses").get<uint64_t>()};
 }
 
@@ -184,10 +190,7 @@ double best_ratio(pid_t pid, uint64_t fast_pages) {
       .at("best_fast_hit_ratio");
 }
 
-void save_page_truth(const std::string& path) {
-  json answer = run_json({"labctl", "truth", "--pages", path, "--json"});
-  if (answer.at("pages_lost_accesses") != 0) die("the lab lost page counts", "a larger table is needed in tests/lab");
-}
+void save_page_truth(const std::string& path) { whole_truth("--pages", path); }
 
 std::vector<PageTruth> load_page_truth(const std::string& path) {
   std::vector<PageTruth> pages;
@@ -204,15 +207,39 @@ std::vector<PageTruth> load_page_truth(const std::string& path) {
   return pages;
 }
 
+void load_policy(const std::string& policy, const std::vector<std::string>& settings) {
+  std::vector<std::string> load = {"load", policy};
+  for (const std::string& setting : settings) load.insert(load.end(), {"--set", setting});
+  tierctl(load);
+}
+
+std::optional<json> root_scope() {
+  const json status = tierctl({"status"});
+  for (const json& scope : status.at("scopes"))
+    if (scope.at("cgroup") == "/") return scope;
+  return std::nullopt;
+}
+
 Counters counters() {
-  json status = tierctl({"status"});
-  for (const json& scope : status.at("scopes")) {
-    if (scope.at("cgroup") != "/") continue;
-    const json& c = scope.at("counters");
-    return {c.at("epochs_total"),         c.at("samples_total"),        c.at("promoted_pages_total"),
-            c.at("demoted_pages_total"),  c.at("exchanged_pairs_total"), c.at("move_failed_pages_total")};
-  }
-  return {};
+  const auto scope = root_scope();
+  if (!scope) return {};
+  const json& c = scope->at("counters");
+  return {c.at("epochs_total"),         c.at("samples_total"),        c.at("promoted_pages_total"),
+          c.at("demoted_pages_total"),  c.at("exchanged_pairs_total"), c.at("move_failed_pages_total")};
+}
+
+std::map<std::string, uint64_t> vmstat() {
+  std::map<std::string, uint64_t> all;
+  std::istringstream text(read_file("/proc/vmstat"));
+  std::string name;
+  for (uint64_t value; text >> name >> value;) all[name] = value;
+  return all;
+}
+
+double now_s() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
 Tiers tiers() {

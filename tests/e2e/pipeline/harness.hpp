@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -111,12 +112,21 @@ struct PageTruth {
 void save_page_truth(const std::string& path);
 std::vector<PageTruth> load_page_truth(const std::string& path);
 
+// Seats it at the root; settings: key=value.
+void load_policy(const std::string& policy, const std::vector<std::string>& settings = {});
+
+// The root scope in `tierctl status --json`; nothing where no policy is seated there.
+std::optional<json> root_scope();
+
 // Counters of the root scope in `tierctl status --json`.
 struct Counters {
   uint64_t epochs = 0, samples = 0, promoted = 0, demoted = 0, exchanged = 0, failed = 0;
   uint64_t moved() const { return promoted + demoted; }
 };
 Counters counters();
+
+std::map<std::string, uint64_t> vmstat();
+double now_s();  // of the guest's clock, from anywhere
 
 struct Tiers {
   int fast_node = 0, slow_node = 1;

@@ -21,12 +21,7 @@ constexpr uint64_t kEpochs = 40;  // the bound of the project's goal
 
 std::vector<std::string> settings;  // of hyperplace, for trying others than its own
 
-void seat(const std::string& policy) {
-  std::vector<std::string> load = {"load", policy};
-  if (policy == "hyperplace")
-    for (const std::string& setting : settings) load.insert(load.end(), {"--set", setting});
-  tierctl(load);
-}
+void seat(const std::string& policy) { load_policy(policy, policy == "hyperplace" ? settings : std::vector<std::string>{}); }
 void unseat() { tierctl({"unload"}); }
 
 Truth window(Child& workload, Meter& meter, uint64_t operations) {
