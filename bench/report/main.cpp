@@ -139,15 +139,15 @@ int quick(const Options& options) {
   const json bounds = json::parse(std::ifstream(options.repo / "bench/bounds.json"));
   Options short_run = options;
   short_run.seconds = 20;
-  const Job job{find_case("hotset-2m"), "heattree", 1, options.build / "bench/quick/hotset-2m.json"};
-  fs::remove_all(job.file.parent_path());
+  const Job job{find_case("hotset-2m"), "heattree", 1, options.build / "bench/quick/cells/hotset-2m.json"};
+  const fs::path out = options.build / "bench/quick", micro_file = out / "micro.json";
+  fs::remove_all(out);
   fs::create_directories(job.file.parent_path());
-  const fs::path micro_file = options.build / "bench/quick/micro.json";
   if (!run_job(short_run, job)) return 1;
   if (shell({options.repo / "tests/lab/lab", "--build", options.build, "--name", "bench-quick-micro", "--icount", "--no-tierd", "--", options.build / "bin/ht-bench-micro",
              "--build", options.build, "--out", micro_file, "--accesses", "1500000", "--only", "sampler"}))
     return 1;
-  Results results(job.file.parent_path());
+  Results results({out});
   const Cell& cell = results.of("hotset-2m", "heattree").at(0);
   const json micro = json::parse(std::ifstream(micro_file)).at(0).at("numbers");
   uint64_t calls = 0;
@@ -202,17 +202,65 @@ std::vector<fs::path> files(const fs::path& dir, const std::string& ending) {
   return all;
 }
 
+// What the docs are written from, kept with them: a fresh clone goes on from there.
+fs::path kept(const Options& options) { return options.repo / "docs/results/data"; }
+
+std::string in_lines(const json& value) {  // a difference of two such files can be read
+  if (!value.is_object()) return value.dump(1) + "\n";
+  std::string text = "{";
+  for (auto& [key, part] : value.items()) {
+    text += (text.size() > 1 ? ",\n" : "\n") + json(key).dump() + ": ";
+    if (!part.is_array() || part.empty() || !part[0].is_object()) {
+      text += part.dump();
+      continue;
+    }
+    for (size_t i = 0; i < part.size(); i++) text += (i ? ",\n  " : "[\n  ") + part[i].dump();
+    text += "]";
+  }
+  return text + "}\n";
+}
+
+void keep(const Cell& cell, const fs::path& dir, const std::string& ending) {
+  json raw = cell.raw;
+  for (json& window : raw.at("windows")) window.erase("map");  // nine tenths of it, in the pictures already
+  write(dir / (cell.workload + "." + cell.system + ".s" + std::to_string(cell.seed) + ending), in_lines(raw));
+}
+
+json read_json(const fs::path& file) {
+  std::ifstream in(file);
+  return in ? json::parse(in, nullptr, false) : json();
+}
+
 void report(const Options& options) {
-  const fs::path out = options.build / "bench";
-  Results results(out / "cells");
+  const fs::path out = options.build / "bench", data = kept(options);
+  const Roots roots = {data, out};
+  Results results(roots);
   Extras extras;
-  extras.agreements = agreements(out / "agree");
-  auto append = [](json& all, const json& more) {
-    if (more.is_array()) all.insert(all.end(), more.begin(), more.end());
+  extras.agreements = agreements(roots);
+  const auto newest = [&](const char* name) {  // and keeps it
+    json found = read_json(out / name);
+    if (!found.is_array() && !found.is_object()) return read_json(data / name);
+    if (options.docs) write(data / name, in_lines(found));
+    return found;
   };
-  for (const char* part : {"micro-sampling.json", "micro-moving.json", "micro-scopes.json"}) append(extras.micro, json::parse(std::ifstream(out / part), nullptr, false));
-  for (const fs::path& file : files(out / "traces", ".replay.json")) append(extras.replays, json::parse(std::ifstream(file), nullptr, false));
-  if (const json engine = json::parse(std::ifstream(out / "engine.json"), nullptr, false); engine.contains("benchmarks")) append(extras.engine, engine["benchmarks"]);
+  for (const char* part : {"micro-sampling.json", "micro-moving.json", "micro-scopes.json"})
+    if (const json more = newest(part); more.is_array()) extras.micro.insert(extras.micro.end(), more.begin(), more.end());
+  if (const json engine = newest("engine.json"); engine.contains("benchmarks")) extras.engine = engine["benchmarks"];
+  std::map<std::string, json> replays;  // by the name of the recorded run
+  for (const fs::path& root : roots)
+    for (const fs::path& file : files(root / "traces", ".replay.json"))
+      if (json one = read_json(file); one.is_object()) replays[file.filename()] = std::move(one);
+  for (auto& [name, one] : replays) {
+    if (options.docs) write(data / "traces" / name, in_lines(one));
+    extras.replays.push_back(std::move(one));
+  }
+  if (options.docs) {
+    for (const Cell* cell : results.all()) keep(*cell, data / "cells", ".json");
+    for (const Agreement& pair : extras.agreements) {
+      keep(pair.first, data / "agree", ".1.json");
+      keep(pair.second, data / "agree", ".2.json");
+    }
+  }
   for (const char* ending : {".c", ".h"})
     for (const fs::path& file : files(options.repo / "policies", ending)) extras.policy_lines[file.filename()] = code_lines(file);
   std::ifstream notes_file(options.repo / "bench/notes.md");

@@ -99,17 +99,31 @@ double Agreement::window_difference() const {
   return most;
 }
 
-std::vector<Agreement> agreements(const std::filesystem::path& dir) {
-  std::map<std::pair<Key, uint64_t>, std::pair<std::filesystem::file_time_type, Agreement>> newest;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
-    const std::string name = entry.path().filename().string();
-    constexpr std::string_view kFirst = ".1.json";
-    if (!name.ends_with(kFirst)) continue;
-    auto first = read_cell(entry.path()), second = read_cell(dir / (name.substr(0, name.size() - kFirst.size()) + ".2.json"));
-    if (!first || !second) continue;
-    auto& found = newest[{{first->workload, first->system}, first->seed}];
-    if (found.second.first.workload.empty() || found.first < entry.last_write_time()) found = {entry.last_write_time(), {std::move(*first), std::move(*second)}};
+namespace {
+
+// Which of two stands in the report.
+struct Age {
+  size_t root = 0;
+  std::filesystem::file_time_type written = std::filesystem::file_time_type::min();
+  auto operator<=>(const Age&) const = default;
+};
+
+}  // namespace
+
+std::vector<Agreement> agreements(const Roots& roots) {
+  std::map<std::pair<Key, uint64_t>, std::pair<Age, Agreement>> newest;
+  for (size_t root = 0; root < roots.size(); root++) {
+    const std::filesystem::path dir = roots[root] / "agree";
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
+      const std::string name = entry.path().filename().string();
+      constexpr std::string_view kFirst = ".1.json";
+      if (!name.ends_with(kFirst)) continue;
+      auto first = read_cell(entry.path()), second = read_cell(dir / (name.substr(0, name.size() - kFirst.size()) + ".2.json"));
+      if (!first || !second) continue;
+      auto& found = newest[{{first->workload, first->system}, first->seed}];
+      if (const Age age{root, entry.last_write_time()}; found.first < age) found = {age, {std::move(*first), std::move(*second)}};
+    }
   }
   std::vector<Agreement> all;
   for (auto& [key, found] : newest) all.push_back(std::move(found.second));
@@ -138,29 +152,38 @@ size_t code_lines(const std::filesystem::path& file) {
   return lines;
 }
 
-Results::Results(const std::filesystem::path& dir) {
+Results::Results(const Roots& roots) {
   struct Found {
-    std::filesystem::file_time_type when;
+    Age age;
     json raw;
   };
   std::map<std::pair<Key, uint64_t>, Found> newest;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
-    if (entry.path().extension() != ".json") continue;
-    json raw = json::parse(std::ifstream(entry.path()), nullptr, false);
-    if (raw.is_discarded() || !raw.contains("workload")) continue;
-    const Key key{raw["workload"], raw["system"]};
-    if (raw.contains("failed")) {
-      failures_[key] = raw["failed"];
-      continue;
+  for (size_t root = 0; root < roots.size(); root++) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(roots[root] / "cells", error)) {
+      if (entry.path().extension() != ".json") continue;
+      json raw = json::parse(std::ifstream(entry.path()), nullptr, false);
+      if (raw.is_discarded() || !raw.contains("workload")) continue;
+      const Key key{raw["workload"], raw["system"]};
+      if (raw.contains("failed")) {
+        failures_[key] = raw["failed"];
+        continue;
+      }
+      Found& found = newest[{key, raw["seed"].get<uint64_t>()}];
+      if (const Age age{root, entry.last_write_time()}; found.age < age) found = {age, std::move(raw)};
     }
-    Found& found = newest[{key, raw["seed"].get<uint64_t>()}];
-    if (found.raw.is_null() || found.when < entry.last_write_time()) found = {entry.last_write_time(), std::move(raw)};
   }
   for (auto& [key, found] : newest) {
     failures_.erase(key.first);
     cells_[key.first].push_back(digest(std::move(found.raw)));
   }
+}
+
+std::vector<const Cell*> Results::all() const {
+  std::vector<const Cell*> all;
+  for (auto& [key, cells] : cells_)
+    for (const Cell& cell : cells) all.push_back(&cell);
+  return all;
 }
 
 const std::vector<Cell>& Results::of(const std::string& workload, const std::string& system) const {

@@ -64,7 +64,11 @@ struct Agreement {
   double window_difference() const;  // the largest of all windows
   static constexpr double kMost = 0.02;
 };
-std::vector<Agreement> agreements(const std::filesystem::path& dir);
+// Where data lie, the later before the earlier.
+using Roots = std::vector<std::filesystem::path>;
+
+// Under agree/ of each; of two pairs in one folder the newer.
+std::vector<Agreement> agreements(const Roots&);
 
 struct Key {
   std::string workload, system;
@@ -73,13 +77,15 @@ struct Key {
 
 class Results {
  public:
-  explicit Results(const std::filesystem::path& cells);
+  // Cells under cells/ of each; of two files in one folder the newer.
+  explicit Results(const Roots&);
 
   // By seed; empty: not run.
   const std::vector<Cell>& of(const std::string& workload, const std::string& system) const;
   std::optional<std::string> failure(const std::string& workload, const std::string& system) const;
   std::vector<std::string> systems() const;  // in the order of the tables
   bool any(const std::string& workload) const;
+  std::vector<const Cell*> all() const;
   // Share of the way from "none" to the oracle; needs a cell of none.
   std::optional<double> gain(const Cell& cell) const;
   const Cell* none(const std::string& workload, uint64_t seed) const;
@@ -101,6 +107,7 @@ std::string colour_of(const std::string& system);
 // Pictures.
 std::string bars_svg(const Results&);
 std::string time_svg(const Results&);
+// Empty where a cell has no map: those kept with the docs are without.
 std::string heat_svg(const Results&, const std::string& workload);
 
 // Texts.

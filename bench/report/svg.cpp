@@ -152,6 +152,7 @@ std::string heat_svg(const Results& results, const std::string& workload) {
     if (cells.empty() || system == "none") continue;
     const Cell& cell = cells.front();
     const json& windows = cell.raw.at("windows");
+    if (!windows.back().contains("map")) return {};
     // Bins that are resident at the end, in the order of their address: gaps left out.
     std::map<uint64_t, size_t> row_of;
     for (const json& w : windows)

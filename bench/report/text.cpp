@@ -126,7 +126,7 @@ json summary(const Results& results) {
 
 std::string results_markdown(const Results& results, const std::string& pictures, const Extras& extras) {
   std::string out =
-      "# Results\n\nWritten by `./run bench --docs` from the cells under `build/bench/cells`; do not edit.\n\n"
+      "# Results\n\nWritten by `./run bench --docs` from the cells in `results/data` and those under `build/bench`; do not edit.\n\n"
       "Everything ran in the lab (docs/lab.md): a stock Debian 6.12 kernel in QEMU without hardware\n"
       "virtualisation, time counted in instructions (`--icount`, 2 ns each), 2 CPUs, fast node 256 MiB of which\n"
       "huge pages hold down what a workload is not to have, slow node 640 MiB, a simulated 4 MiB cache. Hit ratios\n"
