@@ -587,6 +587,7 @@ struct Options {
   double fast_share = 0.2;
   unsigned seed = 1;
   heattree_settings heattree = HEATTREE_DEFAULTS;
+  EngineSettings engine;
   bool verbose = false;
   std::string record;
 };
@@ -604,10 +605,10 @@ struct Tierer {
   Scope& scope;
   EpochInput input;
 
-  Tierer(Memory& memory, SampleSource& source, const std::string& policy, const heattree_settings& heattree)
-      : engine(memory, source), scope(engine.add_scope(1, "/", std::make_unique<Caller>(rules))) {
+  Tierer(Memory& memory, SampleSource& source, const std::string& policy, const Options& options)
+      : engine(memory, source, options.engine), scope(engine.add_scope(1, "/", std::make_unique<Caller>(rules))) {
     rules.tree = policy == "heattree";
-    rules.heattree = heattree;
+    rules.heattree = options.heattree;
     ht_space_event event{};
     event.kind = HT_SPACE_FORK;
     event.pid = kPid;
@@ -696,7 +697,7 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   Samples samples;
   Bits bits(pages, options.visits);
   const bool by_bits = options.visits > 0;
-  Tierer tierer(memory, by_bits ? static_cast<SampleSource&>(bits) : samples, policy, options.heattree);
+  Tierer tierer(memory, by_bits ? static_cast<SampleSource&>(bits) : samples, policy, options);
   EpochInput& input = tierer.input;
   input.epoch_ns = kEpochNs;
   input.fast_tier_pages = input.fast_capacity_pages = fast;
@@ -788,7 +789,7 @@ nlohmann::json replay_trace(const std::string& path, const std::string& policy, 
   const trace::Header& header = trace->header;
   Memory memory(header.fast_pages);
   Samples samples;
-  Tierer tierer(memory, samples, policy, options.heattree);
+  Tierer tierer(memory, samples, policy, options);
   EpochInput& input = tierer.input;
   input.fast_tier_pages = header.fast_tier_pages;
   input.cpus = header.cpus;
@@ -904,6 +905,7 @@ int main(int argc, char** argv) {
                                 std::pair("pay_epochs", &tree.pay_epochs), std::pair("slow_extra_ns", &tree.slow_extra_ns),
                                 std::pair("swap_misses", &tree.swap_misses)})
     app.add_option(std::string("--") + setting, *value, "of heattree")->capture_default_str();
+  app.add_option("--max-ranges", options.engine.max_estimated_ranges, "of heattree")->capture_default_str();
   app.add_flag("--verbose", options.verbose, "each tenth epoch; of a recorded run each");
   app.add_option("--record", options.record, "write the run there as a trace: one workload, one policy");
   std::string recorded, out;

@@ -12,6 +12,7 @@
 namespace bench {
 namespace {
 
+constexpr double kEpochS = 0.5;  // of HyperTier; others have none, and are told by it too
 // What the lab's firmware tells (HMAT), and the CPU that time is modelled for:
 // 2e9 instructions/s, where the guest's clock counts 2 ns an instruction.
 constexpr double kFastNs = 80, kSlowNs = 250, kClockShare = 0.25;
@@ -50,6 +51,12 @@ Cell digest(json raw) {
   else
     cell.moved_pages = raw.at("vmstat").value("pgmigrate_success", 0);
   cell.vain_share = raw.at("moves").at("share_in_vain");
+  if (const size_t quarter = windows.size() - windows.size() / 4 - 1; windows.back().contains("moves_seen_total")) {
+    const json &since = windows[quarter], &last = windows.back();
+    const double moves = last["moves_seen_total"].get<double>() - since["moves_seen_total"].get<double>();
+    const double epochs = (last["end_s"].get<double>() - since["end_s"].get<double>()) / kEpochS;
+    if (epochs > 0) cell.last_moves = moves / epochs / raw.at("capacity_pages").get<double>();
+  }
   for (auto& [name, calls] : raw.at("flush_calls").items())
     if (!name.starts_with("ht-bench") && name != "tierctl") cell.flush_calls += calls.get<uint64_t>();
   if (raw.contains("flushes")) {

@@ -36,6 +36,7 @@ struct Cell {
   double s = 0;                // samples per usable fast page and epoch
   uint64_t moved_pages = 0;
   double vain_share = 0;
+  std::optional<double> last_moves;  // an epoch of 0.5 s, share of the usable fast pages: mean of the last quarter
   int64_t hot_gained = 0;
   uint64_t flush_calls = 0;    // of everybody but the measuring; the workload's own are in it
   double flush_calls_per_s = 0;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <set>
 
@@ -57,7 +58,7 @@ struct Row {
   std::vector<std::string> columns;
 };
 
-const std::vector<std::string> kHead = {"system", "seeds", "final true hit ratio", "share of the oracle's gain", "90 % of the oracle after", "pages moved", "moved in vain",
+const std::vector<std::string> kHead = {"system", "seeds", "final true hit ratio", "share of the oracle's gain", "90 % of the oracle after", "pages moved", "moved in vain", "moved an epoch at the end",
                                         "flush calls / moved page", "flush calls / hot page gained", "flush calls", "carried out / moved page", "work lost", "CPU of its threads", "modelled time", "s"};
 
 Row row_of(const Results& results, const std::string& workload, const std::string& system) {
@@ -70,6 +71,7 @@ Row row_of(const Results& results, const std::string& workload, const std::strin
            still ? "-" : reached_text(cells, 0.9, false),
            show(over(cells, [](const Cell& c) { return std::optional(static_cast<double>(c.moved_pages)); }), "%.0f"),
            still ? "-" : show(over(cells, [](const Cell& c) { return std::optional(c.vain_share); }), "%.0f %%", 100),
+           still ? "-" : show(over(cells, [](const Cell& c) { return c.last_moves; }), "%.2f %%", 100),
            show(over(cells, [&](const Cell& c) { return ratio(flushes(c), static_cast<double>(c.moved_pages)); }), "%.4f"),
            show(over(cells, [&](const Cell& c) { return ratio(flushes(c), static_cast<double>(c.hot_gained)); }), "%.3f"),
            show(over(cells, [&](const Cell& c) { return std::optional(flushes(c)); }), "%.0f"),
@@ -99,7 +101,7 @@ std::string table_text(const Results& results) {
       if (results.of(one.name, system).empty()) continue;
       const Row r = row_of(results, one.name, system);
       out += format("  %-22s %-22s %-10s %-18s %9s %8s %10s %10s %8s\n", r.columns[0].c_str(), r.columns[2].c_str(), r.columns[3].c_str(), r.columns[4].c_str(),
-                    r.columns[5].c_str(), r.columns[6].c_str(), r.columns[7].c_str(), r.columns[8].c_str(), r.columns[11].c_str());
+                    r.columns[5].c_str(), r.columns[6].c_str(), r.columns[8].c_str(), r.columns[9].c_str(), r.columns[12].c_str());
     }
   }
   return out;
@@ -124,6 +126,52 @@ json summary(const Results& results) {
   return {{"schema", 1}, {"cells", all}};
 }
 
+namespace {
+
+// A table of all workloads and systems; bold: the best, and what cannot be told from it.
+std::string glance_table(const Results& results, const char* pattern, double close, bool less, const std::function<std::optional<double>(const Cell&)>& value) {
+  const std::vector<std::string> systems = {"none", "kernel", "kernel-tuned", "damon", "hyperplace", "heattree", "oracle"};
+  std::string out = "| workload |";
+  for (const std::string& system : systems) out += " " + title_of(system) + " |";
+  out += "\n|---|";
+  for (size_t i = 0; i < systems.size(); i++) out += "---|";
+  out += "\n";
+  for (const Case& one : cases()) {
+    if (!results.any(one.name)) continue;
+    std::map<std::string, double> means;
+    for (const std::string& system : systems)
+      if (const Spread spread = over(results.of(one.name, system), value); spread.count) means[system] = spread.mean;
+    std::optional<double> best;  // the oracle is no system
+    for (auto& [system, mean] : means)
+      if (system != "oracle" && (!best || (less ? mean < *best : mean > *best))) best = mean;
+    out += "| " + one.name + " |";
+    for (const std::string& system : systems) {
+      const auto mean = means.find(system);
+      if (mean == means.end()) {
+        out += " - |";
+        continue;
+      }
+      const std::string text = format(pattern, mean->second);
+      const bool good = system != "oracle" && std::abs(mean->second - *best) <= close;
+      out += good ? " **" + text + "** |" : " " + text + " |";
+    }
+    out += "\n";
+  }
+  return out + "\n";
+}
+
+std::string at_a_glance(const Results& results) {
+  return "## At a glance\n\nFinal true hit ratio, means of the seeds; bold: the best, and what is within 0.015 of it.\n\n" +
+         glance_table(results, "%.3f", 0.015, false, [](const Cell& c) { return std::optional(c.final_ratio); }) +
+         "Time an operation takes in the end, modelled (below), beside first touch; bold: the least, and what is within 0.02 of it.\n\n" +
+         glance_table(results, "%.2f", 0.02, true, [&](const Cell& c) {
+           const Cell* base = results.none(c.workload, c.seed);
+           return base ? ratio(c.modelled_ns, base->modelled_ns) : std::nullopt;
+         });
+}
+
+}  // namespace
+
 std::string results_markdown(const Results& results, const std::string& pictures, const Extras& extras) {
   std::string out =
       "# Results\n\nWritten by `./run bench --docs` from the cells in `results/data` and those under `build/bench`; do not edit.\n\n"
@@ -133,12 +181,15 @@ std::string results_markdown(const Results& results, const std::string& pictures
       "are of the accesses that miss that cache, counted by the simulated memory itself.\n\n"
       "![final hit ratios](" + pictures + "/bench-bars.svg)\n\n![hit ratio over time](" + pictures + "/bench-time.svg)\n\n";
 
+  out += at_a_glance(results);
   out += "## By workload\n\n"
          "- *share of the oracle's gain*: (final - first touch) / (oracle - first touch); the oracle is the best static\n"
          "  placement of the same number of fast pages, known afterwards from each page's true misses (of the last\n"
          "  phase where the hot set moves). `-`: less than 0.02 to gain.\n"
          "- *90 % of the oracle after*: virtual seconds since the start, for each phase, held for two looks. An epoch is 0.5 s.\n"
          "- *moved in vain*: moves whose page was back within 5 s (10 epochs), from looks at all pages every 2 s.\n"
+         "- *moved an epoch at the end*: pages moved in the last quarter of the time, from the same looks, per 0.5 s, of the\n"
+         "  fast pages that the workload may have.\n"
          "- *flush calls*: calls of `flush_tlb_mm_range` and `arch_tlbbatch_flush` by anybody but the measuring, minus the\n"
          "  rate that the workload has with nothing loaded; *hot page gained*: pages of the oracle's choice with more than\n"
          "  twice the mean of misses that came to be fast; *carried out*: those of tierd, kswapd, kdamond and of the workload that\n"

@@ -224,8 +224,10 @@ class Tracker {
     pages_ = std::move(next);
   }
 
+  uint64_t moves() const { return promoted_ + demoted_; }
+
   json facts() const {
-    const uint64_t moves = promoted_ + demoted_;
+    const uint64_t moves = this->moves();
     return {{"promoted_pages_seen", promoted_}, {"demoted_pages_seen", demoted_}, {"moved_back_within_s", kVainSeconds},
             {"moves_in_vain", vain_}, {"share_in_vain", moves ? static_cast<double>(vain_) / static_cast<double>(moves) : 0.0}};
   }
@@ -487,7 +489,7 @@ json run(Options options, const Case& one) {
     const uint64_t now_operations = operations_of(done).value_or(operations + fast + slow);
     const double ratio = fast + slow ? static_cast<double>(fast) / static_cast<double>(fast + slow) : 0;
     windows.push_back({{"end_s", elapsed}, {"work_s", spent}, {"fast", fast}, {"slow", slow}, {"operations", now_operations - operations},
-                       {"fast_pages", fast_of(places)}, {"map", map}});
+                       {"fast_pages", fast_of(places)}, {"moves_seen_total", tracker.moves()}, {"map", map}});
     if (done.contains("batch") && !done["batch"].is_null()) windows.back()["batch"] = done["batch"];
     operations = now_operations;
     work_operations += windows.back()["operations"].get<uint64_t>();

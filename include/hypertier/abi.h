@@ -171,6 +171,8 @@ enum tier_range_flags {
 					 * is placed by itself? hot: mapped_pages and rate of that part, seen in
 					 * epochs after it was chosen; cold: what they bring if it stays whole,
 					 * for each page of the part */
+	TIER_RANGE_SCATTERED = 1 << 8,	/* not all of [start, end), but mapped_pages of it that are alike: others of
+					 * the same stretch are ranges of their own */
 };
 
 /*
@@ -181,7 +183,7 @@ struct tier_range {
 	__u64 start;		/* bytes, first address, page aligned */
 	__u64 end;		/* bytes, one past the last */
 	__u64 space;		/* address space id */
-	__u64 mapped_pages;	/* (end - start) / 4 KiB */
+	__u64 mapped_pages;	/* (end - start) / 4 KiB; flag SCATTERED: pages that belong to it */
 	__u64 tier_pages[HT_TIERS]; /* resident, per tier; HT_UNKNOWN64 before the first walk */
 	__u32 pid;		/* a thread group that owns the space */
 	__u32 flags;		/* enum tier_range_flags */

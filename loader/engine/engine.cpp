@@ -236,7 +236,8 @@ Result<EpochReport> Engine::epoch(Scope& scope, const EpochInput& input) {
   if (report.rested) return report;
   scope.published.ranges.assign(scope.last().begin(), scope.last().end());
   scope.published.notes.assign(scope.last_notes().begin(), scope.last_notes().end());
-  scope.published.history.add(epoch, report.cut_heat, scope.last(), scope.last_moved());
+  scope.published.index = scope.index();
+  scope.published.history.add(epoch, report.cut_heat, scope.last(), scope.index(), scope.last_moved());
   return report;
 }
 
@@ -292,12 +293,11 @@ Result<std::optional<Explanation>> Engine::explain(const Scope& scope, __u32 pid
     if (process == roster_->processes().end()) return std::nullopt;
     const __u64 space = process->second.space;
     const auto& ranges = scope.published.ranges;
-    auto range = std::find_if(ranges.begin(), ranges.end(), [&](const tier_range& r) {
-      return r.space == space && r.start <= address && address < r.end;
-    });
-    if (range == ranges.end()) return std::nullopt;
+    const auto at = range_of(ranges, scope.published.index.get(), space, address);
+    if (!at) return std::nullopt;
+    const tier_range* range = &ranges[*at];
     found.view = {*range, process->second.comm};
-    found.notes = scope.published.notes[static_cast<std::size_t>(range - ranges.begin())];
+    found.notes = scope.published.notes[*at];
     found.ranges = static_cast<__u32>(ranges.size());
     for (const tier_range& other : ranges) found.rank += other.heat > range->heat;
     found.history = scope.published.history.of(space, address);

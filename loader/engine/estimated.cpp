@@ -68,17 +68,13 @@ void each_word(unsigned first, unsigned last, F&& f) {
   for (unsigned w = first / 64; w < HT_GRANULE_PAGES / 64 && w * 64 < last; ++w) f(w, page_mask(first, last, w));
 }
 
-// Of all 512 pages.
-Estimate::Summary summary_of(const Estimate::Summary (&pieces)[Estimate::kPieces]) {
-  Estimate::Summary all = pieces[0];
-  for (unsigned i = 1; i < Estimate::kPieces; ++i) {
-    all.low = std::min(all.low, pieces[i].low);
-    all.high = std::max(all.high, pieces[i].high);
-    all.sum += pieces[i].sum;
-    all.squares += pieces[i].squares;
-  }
-  return all;
-}
+// How coarse runs are: rates within a step of that ratio are one level, those beyond zone times
+// the rate at the cut, either way, are all alike, and a cell is of so many granules.
+struct Grain {
+  float tolerance;
+  float zone;
+  unsigned granules;
+};
 
 }  // namespace
 
@@ -385,23 +381,30 @@ void EstimatedPartition::walked(const Span& span, __u64 next, std::span<const ht
 
 void EstimatedPartition::list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) {
   const Run& run = runs_[index];
+  const RangeIndex::Cell& cell = index_->cells[run.cell];
   const __u64 file = run.flags & (TIER_RANGE_SHMEM | TIER_RANGE_FILE) ? HT_PAGE_FILE : 0;
-  const __u64 end_granule = (run.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
-  for (__u64 granule = run.start >> HT_GRANULE_SHIFT; granule < end_granule && max_pages; ++granule) {
-    const Estimate::Granule* g = estimate_.find(run.space, granule);
-    if (!g) continue;
+  const __u64 end_granule = (cell.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
+  for (__u64 granule = cell.start >> HT_GRANULE_SHIFT; granule < end_granule && max_pages; ++granule) {
+    const Estimate::Granule* g = estimate_.find_in_turn(cell.space, granule);
+    if (!g) {
+      granule = std::min(end_granule, estimate_.next(cell.space, granule)) - 1;
+      continue;
+    }
     const __u64 base = granule << HT_GRANULE_SHIFT;
-    const unsigned first = base < run.start ? (run.start - base) >> HT_PAGE_SHIFT : 0;
-    const unsigned last = static_cast<unsigned>(std::min<__u64>(run.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+    const unsigned first = base < cell.start ? (cell.start - base) >> HT_PAGE_SHIFT : 0;
+    const unsigned last = static_cast<unsigned>(std::min<__u64>(cell.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+    const __u8* level = cell.scattered() ? index_->levels(cell, granule) : nullptr;
     if (g->huge) {
-      if (!first && (g->in_tier[tier][0] & ~g->in_tier[!tier][0] & 1)) {
+      if (!first && (!level || level[0] == run.level) && (g->in_tier[tier][0] & ~g->in_tier[!tier][0] & 1)) {
         listed.push_back({base | kOrderHuge | file, static_cast<__u32>(index)});
         max_pages -= std::min<__u64>(max_pages, HT_GRANULE_PAGES);
       }
       continue;
     }
     each_word(first, last, [&](unsigned w, __u64 mask) {
-      for (__u64 bits = g->in_tier[tier][w] & ~g->in_tier[!tier][w] & mask; bits && max_pages; bits &= bits - 1, --max_pages)
+      __u64 bits = g->in_tier[tier][w] & ~g->in_tier[!tier][w] & mask;
+      if (bits && level) bits &= RangeIndex::pages_of(level + w * 64, run.level);
+      for (; bits && max_pages; bits &= bits - 1, --max_pages)
         listed.push_back({(base + (__u64{w * 64 + std::countr_zero(bits)} << HT_PAGE_SHIFT)) | file,
                           static_cast<__u32>(index)});
     });
@@ -521,208 +524,308 @@ void EstimatedPartition::try_pages(__u64 space, ht_page_t page, ht_tier side) {
 
 // ----------------------------------------------------------------------- ranges
 
-// Draws runs; false: more than max_runs.
-bool EstimatedPartition::build(const Grain& grain, std::size_t max_runs) {
-  using Summary = Estimate::Summary;
-  runs_.clear();
-  const float cut = estimate_.cut();
-  const float floor = cut / grain.zone;
-  const float ceiling = cut * grain.zone;
-  const Mapping* mapping = nullptr;
-  __u64 mapping_space = 0;
-  bool fits = true;
-  // of the run in progress
-  float low = 0;
-  float high = 0;
-  double sum = 0;
-  double squares = 0;
-  __u64 pages = 0;
-  __u64 last_unit = 0;
-  auto close = [&](__u64 end) {
-    if (!pages) return;
-    runs_.back().end = end;
-    runs_.back().rate = static_cast<float>(sum / static_cast<double>(pages));
-    runs_.back().square = static_cast<float>(squares / static_cast<double>(pages));
-    pages = 0;
+namespace {
+
+// Which level a rate is: steps of an equal ratio, near enough (between 1 and 2, and
+// from there on from power of two to power of two, they are equal differences).
+class Scale {
+ public:
+  Scale(const Grain& grain, float cut)
+      : low_(cut / grain.zone), high_(cut * grain.zone), base_(std::bit_cast<__u32>(low_)),
+        step_(static_cast<__u32>(std::log2(grain.tolerance) * (1 << 23))) {}
+
+  __u8 level(float rate) const {
+    return static_cast<__u8>((std::bit_cast<__u32>(std::clamp(rate, low_, high_)) - base_) / step_);
+  }
+
+ private:
+  float low_, high_;
+  __u32 base_, step_;
+};
+
+// Memory of about the same age may share a cell: that of what has just come tells what
+// will come next.
+unsigned age_class(__u64 epochs) { return static_cast<unsigned>(std::bit_width(epochs)); }
+
+}  // namespace
+
+// Draws cells and their runs, granule by granule.
+class EstimatedPartition::Drawing {
+ public:
+  Drawing(EstimatedPartition& partition, const Grain& grain, std::size_t max_runs)
+      : partition_(partition), estimate_(partition.estimate_), grain_(grain), scale_(grain, estimate_.cut()), max_runs_(max_runs) {
+    partition_.runs_.clear();
+  }
+
+  // False: these would be more than max_runs.
+  bool draw() {
+    estimate_.visit([this](__u64 space, __u64 granule, Estimate::Granule& g) { put(space, granule, g); });
+    close(HT_UNKNOWN64);
+    return fits_;
+  }
+
+  std::shared_ptr<const RangeIndex> index() {
+    index_.pool = std::make_shared<const std::vector<__u8>>(std::move(pool_));
+    return std::make_shared<const RangeIndex>(std::move(index_));
+  }
+
+ private:
+  struct Sum {
+    double rates;
+    double squares;
+    __u64 pages;
   };
-  auto open = [&](__u64 start) {
-    if (runs_.size() == max_runs) {
-      fits = false;
-      return;
+  // Pages by level.
+  struct Sums {
+    __u64 levels = 0;
+    Sum of[RangeIndex::kLevels];
+    void add(__u8 level, double rates, double squares, __u64 pages) {
+      if (!(levels >> level & 1)) of[level] = {0, 0, 0};
+      levels |= 1ULL << level;
+      of[level].rates += rates;
+      of[level].squares += squares;
+      of[level].pages += pages;
     }
-    runs_.push_back({mapping_space, start, 0, mapping->flags, mapping->id, mapping->made_epoch, 0, 0, 0});
-    sum = squares = 0;
-  };
-  // n pages at address; unit: what they belong to and is not taken apart. False,
-  // and nothing is done: they would not end up in one run, put them one by one.
-  auto put = [&](__u64 address, unsigned n, const Summary& of, __u64 unit) {
-    float l = std::clamp(of.low, floor, ceiling);
-    float h = std::clamp(of.high, floor, ceiling);
-    const bool goes_on = pages && unit == last_unit;
-    if (pages && !goes_on) {
-      const float with_low = std::min(low, l);
-      const float with_high = std::max(high, h);
-      if (with_high <= with_low * grain.tolerance) {
-        l = with_low;
-        h = with_high;
-      } else {
-        if (l != h) return false;
-        close(address);
-      }
-    } else if (!pages && h > l * grain.tolerance) {
-      return false;
-    }
-    if (!pages) {
-      const bool follows = !runs_.empty() && runs_.back().space == mapping_space && runs_.back().mapping == mapping->id;
-      open(follows ? address : mapping->start);
-      if (!fits) return true;
-    }
-    if (!goes_on) {
-      low = l;
-      high = h;
-    }
-    last_unit = unit;
-    sum += of.sum;
-    squares += of.squares;
-    pages += n;
-    return true;
+    bool one() const { return std::has_single_bit(levels); }
   };
 
-  estimate_.visit([&](__u64 space, __u64 granule, Estimate::Granule& g) {
-    if (!fits) return;
+  void put(__u64 space, __u64 granule, Estimate::Granule& g) {
+    if (!fits_) return;
     const __u64 base = granule << HT_GRANULE_SHIFT;
     float piece_rate[Estimate::kPieces];
     estimate_.piece_rates(g, piece_rate);
-    Summary piece[Estimate::kPieces];
+    Estimate::Summary piece[Estimate::kPieces];
     estimate_.summarize(g, piece_rate, piece);
-    const Summary all = summary_of(piece);
-    // Single pages' rates, of the pieces where they matter.
-    float rates[HT_GRANULE_PAGES];
-    __u32 told = 0;
-    auto rate = [&](unsigned page) {
-      const unsigned i = page / Estimate::kPiecePages;
-      if (!(told >> i & 1)) estimate_.page_rates(g, i, piece_rate[i], rates + i * Estimate::kPiecePages);
-      told |= 1U << i;
-      return rates[page];
-    };
-    // Whether all pages of [from, from + n) are there and in the one mapping.
-    auto whole = [&](unsigned from, unsigned n) {
-      for (unsigned w = from / 64; w <= (from + n - 1) / 64; ++w)
-        if (const __u64 mask = page_mask(from, from + n, w); (g.present(w) & mask) != mask) return false;
-      return base + (__u64{from + n} << HT_PAGE_SHIFT) <= mapping->end;
-    };
-    unsigned unit = g.huge ? HT_GRANULE_PAGES : std::min<unsigned>(grain.unit_pages, HT_GRANULE_PAGES);
-    for (unsigned p = 0; p < HT_GRANULE_PAGES && fits;) {
-      // the next stretch that is not taken apart
-      const unsigned end = unit > 1 ? std::min<unsigned>(HT_GRANULE_PAGES, (p / unit + 1) * unit) : p + 1;
-      for (unsigned from = p; from < end;) {
-        if (!g.has(from)) {
+    for (unsigned from = 0; from < HT_GRANULE_PAGES && fits_;) {
+      if (!g.has(from)) {
+        ++from;
+        continue;
+      }
+      const __u64 address = base + (__u64{from} << HT_PAGE_SHIFT);
+      if (!mapping_ || cell_.space != space || address >= mapping_->end || address < mapping_->start) {
+        close(HT_UNKNOWN64);
+        mapping_ = partition_.mapping_of(space, address);
+        cell_.space = space;
+        fresh_mapping_ = true;
+        if (!mapping_) {
           ++from;
           continue;
         }
-        const __u64 address = base + (__u64{from} << HT_PAGE_SHIFT);
-        if (!mapping || mapping_space != space || address >= mapping->end || address < mapping->start) {
-          if (mapping) close(mapping->end);
-          mapping = mapping_of(space, address);
-          mapping_space = space;
-          if (!mapping) {
-            pages = 0;
-            ++from;
-            continue;
-          }
-        }
-        // As much at once as goes into one run.
-        const __u64 first = granule * HT_GRANULE_PAGES;
-        constexpr unsigned kPiece = Estimate::kPiecePages;
-        if (!from && (unit == 1 || unit == HT_GRANULE_PAGES) && whole(0, HT_GRANULE_PAGES) &&
-            put(address, HT_GRANULE_PAGES, unit == 1 ? all : all.as_one(HT_GRANULE_PAGES), first)) {
-          p = HT_GRANULE_PAGES;
-          break;
-        }
-        if (from % kPiece == 0 && (unit == 1 || unit == kPiece) && whole(from, kPiece)) {
-          const Summary& of = piece[from / kPiece];
-          if (!put(address, kPiece, unit == 1 ? of : of.as_one(kPiece), first + from / unit))
-            for (unsigned i = from; i < from + kPiece && fits; ++i)
-              put(base + (__u64{i} << HT_PAGE_SHIFT), 1, Summary::of(rate(i)), first + i);
-          p = from + kPiece;
-          break;
-        }
-        const unsigned stop =
-            static_cast<unsigned>(std::min<__u64>(end, (std::min(mapping->end - base, __u64{HT_GRANULE_SIZE})) >> HT_PAGE_SHIFT));
-        unsigned n = 0;
-        Summary of;
-        for (unsigned i = from; i < stop; ++i)
-          if (g.has(i)) {
-            ++n;
-            of.sum += rate(i);
-            of.squares += rate(i) * rate(i);
-          }
-        if (n) put(address, n, of.as_one(n), first + p / unit);
-        from = stop;
       }
-      p = std::max(p, end);
+      const auto to = static_cast<unsigned>(std::min<__u64>(mapping_->end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+      part(granule, g, from, to, piece_rate, piece);
+      from = to;
     }
-  });
-  if (mapping && fits) close(mapping->end);
-  return fits;
-}
+  }
+
+  // Pages [from, to) of a granule, all of one mapping; the first of them is there.
+  void part(__u64 granule, const Estimate::Granule& g, unsigned from, unsigned to, const float* piece_rate,
+            const Estimate::Summary* piece) {
+    constexpr unsigned kPiece = Estimate::kPiecePages;
+    part_.levels = 0;
+    __u8 level[HT_GRANULE_PAGES];
+    std::memset(level, RangeIndex::kNoLevel, sizeof(level));
+    float huge_rate = 0;  // it is placed by its mean
+    if (g.huge) {
+      for (unsigned i = 0; i < Estimate::kPieces; ++i) huge_rate += piece_rate[i] / Estimate::kPieces;
+    }
+    for (unsigned i = from / kPiece; i * kPiece < to; ++i) {
+      const unsigned first = i * kPiece;
+      const __u32 inside = static_cast<__u32>(page_mask(from, to, first / 64) >> (first % 64)) & 0xffff;
+      const __u32 here = g.piece_mask(i) & inside;
+      if (!here) continue;
+      if (g.huge) {
+        put_all(level + first, here, scale_.level(huge_rate), huge_rate, huge_rate * huge_rate);
+        continue;
+      }
+      if (here == 0xffff) {
+        const __u8 low = scale_.level(piece[i].low);
+        if (low == scale_.level(piece[i].high)) {
+          put_all(level + first, here, low, piece[i].sum / kPiece, piece[i].squares / kPiece);
+          continue;
+        }
+      }
+      float rate[kPiece];
+      estimate_.page_rates(g, i, piece_rate[i], rate);
+      for (__u32 bits = here; bits; bits &= bits - 1) {
+        const auto p = static_cast<unsigned>(std::countr_zero(bits));
+        level[first + p] = scale_.level(rate[p]);
+        part_.add(level[first + p], rate[p], rate[p] * rate[p], 1);
+      }
+    }
+    join(granule, g, from, to, level);
+  }
+
+  void put_all(__u8* level, __u32 here, __u8 all, float rate, float square) {
+    for (__u32 bits = here; bits; bits &= bits - 1) level[std::countr_zero(bits)] = all;
+    const auto pages = static_cast<__u64>(std::popcount(here));
+    part_.add(all, static_cast<double>(rate) * static_cast<double>(pages), static_cast<double>(square) * static_cast<double>(pages), pages);
+  }
+
+  // The part goes on with the cell before it, or begins another.
+  void join(__u64 granule, const Estimate::Granule& g, unsigned from, unsigned to, const __u8 (&level)[HT_GRANULE_PAGES]) {
+    const __u64 start = (granule << HT_GRANULE_SHIFT) + (__u64{from} << HT_PAGE_SHIFT);
+    const __u64 end = (granule << HT_GRANULE_SHIFT) + (__u64{to} << HT_PAGE_SHIFT);
+    const unsigned age = age_class(partition_.epoch_ - std::min<__u64>(g.birth, partition_.epoch_));
+    const bool room = open_ && cell_.scattered() && cell_.end == start && granules_ < grain_.granules && age == age_;
+    const bool alike = open_ && !cell_.scattered() && sums_.levels == part_.levels;
+    if (!room && !alike) {
+      close(start);
+      if (!fits_) return;
+      const bool scattered = !part_.one();
+      cell_.start = fresh_mapping_ && !scattered ? mapping_->start : start;
+      cell_.pool = scattered ? pool_.size() : RangeIndex::kOneLevel;
+      open_ = true;
+      fresh_mapping_ = false;
+      granules_ = 0;
+      age_ = age;
+      sums_.levels = 0;
+    }
+    cell_.end = end;
+    ++granules_;
+    if (cell_.scattered()) pool_.insert(pool_.end(), std::begin(level), std::end(level));
+    for (__u64 bits = part_.levels; bits; bits &= bits - 1) {
+      const auto l = static_cast<__u8>(std::countr_zero(bits));
+      sums_.add(l, part_.of[l].rates, part_.of[l].squares, part_.of[l].pages);
+    }
+  }
+
+  // next: where the next cell of the mapping starts. A cell of one level has what lies
+  // between: what comes there is like it until it is known better.
+  void close(__u64 next) {
+    if (!open_) return;
+    open_ = false;
+    if (!cell_.scattered()) cell_.end = std::min(next, mapping_->end);
+    cell_.levels = sums_.levels;
+    cell_.first = static_cast<__u32>(partition_.runs_.size());
+    if (partition_.runs_.size() + cell_.ranges() > max_runs_) {
+      fits_ = false;
+      return;
+    }
+    const auto cell = static_cast<__u32>(index_.cells.size());
+    index_.cells.push_back(cell_);
+    for (__u64 bits = cell_.levels; bits; bits &= bits - 1) {
+      const auto l = static_cast<__u8>(std::countr_zero(bits));
+      const Sum& sum = sums_.of[l];
+      const auto pages = static_cast<double>(sum.pages);
+      partition_.runs_.push_back({cell, l, mapping_->flags, mapping_->id, mapping_->made_epoch, static_cast<float>(sum.rates / pages),
+                                  static_cast<float>(sum.squares / pages), 0});
+    }
+  }
+
+  EstimatedPartition& partition_;
+  Estimate& estimate_;
+  const Grain& grain_;
+  const Scale scale_;
+  const std::size_t max_runs_;
+  bool fits_ = true;
+  RangeIndex index_;
+  std::vector<__u8> pool_;
+  const Mapping* mapping_ = nullptr;
+  bool fresh_mapping_ = false;  // nothing of it is in a cell yet
+  // The cell in progress.
+  bool open_ = false;
+  RangeIndex::Cell cell_;
+  unsigned granules_ = 0;
+  unsigned age_ = 0;
+  Sums sums_;
+  Sums part_;  // of the part that is being put
+};
 
 void EstimatedPartition::draw() {
-  static constexpr std::array<Grain, 13> kGrains = {{{1.25F, 256, 1},
-                                                     {1.25F, 16, 1},
-                                                     {1.25F, 4, 1},
-                                                     {1.6F, 3, 1},
-                                                     {2, 2, 1},
-                                                     {4, 16, 1},
-                                                     {8, 64, 1},
-                                                     {16, 64, 1},
-                                                     {1.25F, 8, 16},
-                                                     {1.6F, 3, 16},
-                                                     {1.25F, 64, 512},
-                                                     {2, 4, 512},
-                                                     {2, 1.5F, 512}}};
+  // Larger cells cost nothing but that less is told of where a page is and how old; the
+  // last are for address spaces in very many mappings.
+  static constexpr std::array<Grain, 6> kGrains = {
+      {{1.25F, 256, 4}, {1.25F, 256, 16}, {1.25F, 256, 64}, {1.25F, 256, 512}, {2, 16, 4096}, {16, 64, 4096}}};
   if (grain_ && epoch_ % kFinerEpochs == 0 && runs_.size() < settings_.max_estimated_ranges / 2) --grain_;
-  while (!build(kGrains[grain_], settings_.max_estimated_ranges) && grain_ + 1 < kGrains.size()) ++grain_;
+  for (;; ++grain_) {
+    Drawing drawing(*this, kGrains[grain_], settings_.max_estimated_ranges);
+    if (!drawing.draw() && grain_ + 1 < kGrains.size()) continue;
+    index_ = drawing.index();
+    break;
+  }
   for (Run& run : runs_) run.worth = estimate_.worth(run.rate);
 }
 
-// Between passes: what is not mapped any more is in no run.
+// Between passes: what is not mapped any more is in no cell.
 void EstimatedPartition::clip() {
-  std::erase_if(runs_, [this](Run& run) {
-    const Mapping* m = mapping_of(run.space, run.start);
-    if (!m || m->id != run.mapping) return true;
-    run.end = std::min(run.end, m->end);
-    return false;
-  });
+  auto clipped = std::make_shared<RangeIndex>();
+  clipped->pool = index_->pool;
+  std::vector<Run> runs;
+  for (RangeIndex::Cell cell : index_->cells) {
+    const Mapping* m = mapping_of(cell.space, cell.start);
+    if (!m || m->id != runs_[cell.first].mapping) continue;
+    cell.end = std::min(cell.end, m->end);
+    const auto first = static_cast<__u32>(runs.size());
+    for (unsigned r = 0; r < cell.ranges(); ++r) {
+      runs.push_back(runs_[cell.first + r]);
+      runs.back().cell = static_cast<__u32>(clipped->cells.size());
+    }
+    cell.first = first;
+    clipped->cells.push_back(cell);
+  }
+  runs_ = std::move(runs);
+  index_ = std::move(clipped);
 }
 
-// What a run counted, and where its pages are.
-EstimatedPartition::Contents EstimatedPartition::contents(const Run& run) {
-  Contents c;
+// What the runs of a cell counted, and where their pages are.
+void EstimatedPartition::contents(const RangeIndex::Cell& cell, std::span<Contents> of) {
   const double unit = static_cast<double>(estimate_.unit());
-  const __u64 end_granule = (run.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
-  for (__u64 granule = run.start >> HT_GRANULE_SHIFT; granule < end_granule; ++granule) {
-    if (granule != at_.granule || run.space != at_.space) at_ = {run.space, granule, estimate_.find_in_turn(run.space, granule)};
-    const Estimate::Granule* g = at_.found;
+  const __u64 end_granule = (cell.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
+  std::array<__u8, RangeIndex::kLevels> run{};
+  if (cell.scattered())
+    for (__u64 bits = cell.levels; bits; bits &= bits - 1) {
+      const auto l = static_cast<__u8>(std::countr_zero(bits));
+      run[l] = static_cast<__u8>(cell.range_of(l) - cell.first);
+    }
+  __u32 sampled_epoch = 0;
+  __u32 born_epoch = HT_UNKNOWN32;
+  for (__u64 granule = cell.start >> HT_GRANULE_SHIFT; granule < end_granule; ++granule) {
+    const Estimate::Granule* g = estimate_.find_in_turn(cell.space, granule);
     if (!g) {
-      granule = std::min(end_granule, estimate_.next(run.space, granule)) - 1;
+      granule = std::min(end_granule, estimate_.next(cell.space, granule)) - 1;
       continue;
     }
+    sampled_epoch = std::max(sampled_epoch, g->sampled_epoch);
+    born_epoch = std::min(born_epoch, g->birth);
     const __u64 base = granule << HT_GRANULE_SHIFT;
-    const unsigned from = base < run.start ? (run.start - base) >> HT_PAGE_SHIFT : 0;
-    const unsigned to = static_cast<unsigned>(std::min<__u64>(run.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
-    c.sampled_epoch = std::max(c.sampled_epoch, g->sampled_epoch);
-    c.born_epoch = std::min(c.born_epoch, g->birth);
-    for (unsigned w = from / 64; w * 64 < to; ++w) {
-      const __u64 mask = page_mask(from, to, w);
-      const __u64 differ = (g->in_tier[HT_TIER_FAST][w] ^ g->in_tier[HT_TIER_SLOW][w]) & mask;
-      for (int t = 0; t < HT_TIERS; ++t)
-        if (const __u64 here = g->in_tier[t][w] & differ) c.tiers[t] += std::popcount(here);
+    const unsigned from = base < cell.start ? (cell.start - base) >> HT_PAGE_SHIFT : 0;
+    const unsigned to = static_cast<unsigned>(std::min<__u64>(cell.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+    if (!cell.scattered()) {
+      Contents& c = of[0];
+      for (unsigned w = from / 64; w * 64 < to; ++w) {
+        const __u64 mask = page_mask(from, to, w);
+        const __u64 differ = (g->in_tier[HT_TIER_FAST][w] ^ g->in_tier[HT_TIER_SLOW][w]) & mask;
+        for (int t = 0; t < HT_TIERS; ++t)
+          if (const __u64 here = g->in_tier[t][w] & differ) c.tiers[t] += std::popcount(here);
+      }
+      if (g->huge) c.huge_pages += to - from;
+      for (int s = 0; s < Estimate::kScales; ++s) c.count[s] += g->counted(s, from, to, unit);
+      continue;
     }
-    if (g->huge) c.huge_pages += to - from;
-    for (int s = 0; s < Estimate::kScales; ++s) c.count[s] += g->counted(s, from, to, unit);
+    const __u8* level = index_->levels(cell, granule);
+    each_word(from, to, [&](unsigned w, __u64 mask) {
+      const __u64 fast = g->in_tier[HT_TIER_FAST][w];
+      const __u64 slow = g->in_tier[HT_TIER_SLOW][w];
+      for (__u64 bits = (fast | slow) & mask; bits; bits &= bits - 1) {
+        const auto i = static_cast<unsigned>(std::countr_zero(bits));
+        const unsigned p = w * 64 + i;
+        if (level[p] == RangeIndex::kNoLevel) continue;
+        Contents& c = of[run[level[p]]];
+        ++c.pages;
+        c.tiers[HT_TIER_FAST] += fast >> i & ~(slow >> i) & 1;
+        c.tiers[HT_TIER_SLOW] += slow >> i & ~(fast >> i) & 1;
+        c.huge_pages += g->huge;
+        for (int s = 0; s < Estimate::kScales; ++s) c.units[s] += g->page[s][p];
+      }
+    });
   }
-  return c;
+  for (Contents& c : of) {
+    c.sampled_epoch = sampled_epoch;
+    c.born_epoch = born_epoch;
+    for (int s = 0; s < Estimate::kScales; ++s) c.count[s] += static_cast<double>(c.units[s]) / unit;
+    if (!cell.scattered()) c.pages = (cell.end - cell.start) >> HT_PAGE_SHIFT;
+  }
 }
 
 bool EstimatedPartition::quiet() const { return moved_share_ <= kQuietEpochs * kQuietShare; }
@@ -755,68 +858,78 @@ std::size_t EstimatedPartition::fill(std::span<tier_range> out) {
 
   residencies_.assign(runs_.size(), {});
   in_fast_pages_ = 0;
-  at_ = {};
-  for (std::size_t i = 0; i < runs_.size(); ++i) {
-    const Run& run = runs_[i];
-    tier_range& o = out[i];
-    Residency& residency = residencies_[i];
-    o = {};
-    o.start = run.start;
-    o.end = run.end;
-    o.space = run.space;
-    o.mapped_pages = (run.end - run.start) >> HT_PAGE_SHIFT;
-    o.flags = run.flags | TIER_RANGE_MIN;
-    const bool first = i == 0 || runs_[i - 1].mapping != run.mapping || runs_[i - 1].space != run.space;
-    const bool last = i + 1 == runs_.size() || runs_[i + 1].mapping != run.mapping || runs_[i + 1].space != run.space;
-    if (first && last) o.flags |= TIER_RANGE_ROOT;
-    const Contents has = contents(run);
-    for (int t = 0; t < HT_TIERS; ++t) o.tier_pages[t] = residency.tier_pages[t] = has.tiers[t];
-    residency.huge_pages = has.huge_pages;
-    residency.walked_epoch = epoch_;
-    in_fast_pages_ += has.tiers[HT_TIER_FAST];
-    if (residency.huge_pages * 2 > residency.pages()) o.flags |= TIER_RANGE_HUGE;
-    for (int s = 0; s < Estimate::kScales; ++s) o.count[s + 1] = saturated(has.count[s] * (1 << HT_COUNT_SHIFT));
-    o.left_count = o.right_count = HT_UNKNOWN32;
-    o.age_epochs = static_cast<__u32>(std::min<__u64>(epoch_ - std::max<__u64>(run.made_epoch, std::min<__u64>(has.born_epoch, epoch_)), HT_UNKNOWN32 - 1));
-    o.idle_epochs = static_cast<__u32>(epoch_ - std::max<__u64>(has.sampled_epoch, run.made_epoch));
-    o.walk_epochs = 0;
-    o.mapping = run.mapping;
-    // The first samples make their neighbours look hot, by far too much if single pages are: whether
-    // they are is seen in the next epoch.
-    o.rate = estimate_.judged() ? saturated(static_cast<double>(run.worth) * kRateUnit) : 0;
-    const double mean2 = static_cast<double>(run.rate) * run.rate;
-    o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
+  for (std::size_t i = 0; i < index_->cells.size(); ++i) {
+    const RangeIndex::Cell& cell = index_->cells[i];
+    Contents has[RangeIndex::kLevels];
+    contents(cell, std::span(has).first(cell.ranges()));
+    const auto follows = [&](std::size_t other) {
+      return runs_[index_->cells[other].first].mapping == runs_[cell.first].mapping && index_->cells[other].space == cell.space;
+    };
+    const bool alone = !cell.scattered() && (i == 0 || !follows(i - 1)) && (i + 1 == index_->cells.size() || !follows(i + 1));
+    for (unsigned r = 0; r < cell.ranges(); ++r) describe(cell, cell.first + r, has[r], alone, out[cell.first + r]);
   }
-  // Both are in the order of addresses: the range of a sample is that of the one
+  // Both are in the order of addresses: the cell of a sample is that of the one
   // before, or soon after it.
-  auto before = [](const tier_range& r, std::pair<__u64, __u64> at) { return std::pair{r.space, r.end - 1} < at; };
+  auto before = [](const RangeIndex::Cell& c, std::pair<__u64, __u64> at) { return std::pair{c.space, c.end - 1} < at; };
   const std::span<tier_range> ranges = out.first(runs_.size());
-  auto r = ranges.begin();
-  auto first_of_granule = r;
+  auto c = index_->cells.begin();
+  const auto end = index_->cells.end();
+  auto first_of_granule = c;
   for (std::size_t i = 0; i < folded_.size(); ++i) {
     const Folded& f = folded_[i];
-    if (i && folded_[i - 1].space == f.space && folded_[i - 1].granule == f.granule) r = first_of_granule;
-    first_of_granule = r;
+    if (i && folded_[i - 1].space == f.space && folded_[i - 1].granule == f.granule) c = first_of_granule;
+    first_of_granule = c;
     for (std::size_t j = f.first; j < f.first + f.pages; ++j) {
       const Sampled& s = sampled_[j];
       const std::pair at{f.space, s.address};
       constexpr int kNear = 8;
-      for (int n = 0; n < kNear && r != ranges.end() && before(*r, at); ++n) ++r;
-      if (r != ranges.end() && before(*r, at)) r = std::lower_bound(r, ranges.end(), at, before);
-      if (r == ranges.end() || r->space != f.space || s.address < r->start) continue;
-      r->samples += s.samples;
-      r->stores += s.stores;
+      for (int n = 0; n < kNear && c != end && before(*c, at); ++n) ++c;
+      if (c != end && before(*c, at)) c = std::lower_bound(c, end, at, before);
+      if (c == end || c->space != f.space || s.address < c->start) continue;
+      const auto range = index_->range(*c, s.address);
+      if (!range) continue;
+      ranges[*range].samples += s.samples;
+      ranges[*range].stores += s.stores;
     }
   }
   for (std::size_t i = 0; i < runs_.size(); ++i) {
     ranges[i].count[0] = std::min<__u32>(ranges[i].samples, HT_UNKNOWN32 >> HT_COUNT_SHIFT) << HT_COUNT_SHIFT;
-    const bool same = i && ranges[i - 1].mapping == ranges[i].mapping;
-    if (same) {
+    const bool beside = i && ranges[i - 1].mapping == ranges[i].mapping && !((ranges[i - 1].flags | ranges[i].flags) & TIER_RANGE_SCATTERED);
+    if (beside) {
       ranges[i].left_count = ranges[i - 1].count[0];
       ranges[i - 1].right_count = ranges[i].count[0];
     }
   }
   return runs_.size();
+}
+
+void EstimatedPartition::describe(const RangeIndex::Cell& cell, std::size_t index, const Contents& has, bool alone, tier_range& o) {
+  const Run& run = runs_[index];
+  Residency& residency = residencies_[index];
+  o = {};
+  o.start = cell.start;
+  o.end = cell.end;
+  o.space = cell.space;
+  o.mapped_pages = has.pages;
+  o.flags = run.flags | TIER_RANGE_MIN;
+  if (alone) o.flags |= TIER_RANGE_ROOT;
+  if (cell.scattered()) o.flags |= TIER_RANGE_SCATTERED;
+  for (int t = 0; t < HT_TIERS; ++t) o.tier_pages[t] = residency.tier_pages[t] = has.tiers[t];
+  residency.huge_pages = has.huge_pages;
+  residency.walked_epoch = epoch_;
+  in_fast_pages_ += has.tiers[HT_TIER_FAST];
+  if (residency.huge_pages * 2 > residency.pages()) o.flags |= TIER_RANGE_HUGE;
+  for (int s = 0; s < Estimate::kScales; ++s) o.count[s + 1] = saturated(has.count[s] * (1 << HT_COUNT_SHIFT));
+  o.left_count = o.right_count = HT_UNKNOWN32;
+  o.age_epochs = static_cast<__u32>(std::min<__u64>(epoch_ - std::max<__u64>(run.made_epoch, std::min<__u64>(has.born_epoch, epoch_)), HT_UNKNOWN32 - 1));
+  o.idle_epochs = static_cast<__u32>(epoch_ - std::max<__u64>(has.sampled_epoch, run.made_epoch));
+  o.walk_epochs = 0;
+  o.mapping = run.mapping;
+  // The first samples make their neighbours look hot, by far too much if single pages are: whether
+  // they are is seen in the next epoch.
+  o.rate = estimate_.judged() ? saturated(static_cast<double>(run.worth) * kRateUnit) : 0;
+  const double mean2 = static_cast<double>(run.rate) * run.rate;
+  o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
 }
 
 // Ranges follow the estimate, not the policy.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Estimated ranges: runs of pages whose estimated rates are about the same.
-// They are drawn anew with every pass of the estimate; policies neither split
+// Estimated ranges: runs are pages of a stretch of addresses whose estimated rates are
+// about the same, scattered among others or all that is there. They are drawn anew with every pass of the estimate; policies neither split
 // nor merge them. Which tier each page is in is known here, from walks and from
 // what was moved, so that nothing is walked to list the pages of a range.
 #pragma once
 
 #include <array>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "engine.hpp"
@@ -31,7 +32,8 @@ class EstimatedPartition final : public Partition {
   Adapted adapt(std::span<const tier_range> answers) override;
 
   bool knows_pages() const override { return true; }
-  std::size_t bytes() const override { return estimate_.bytes(); }
+  std::size_t bytes() const override { return estimate_.bytes() + index_->bytes(); }
+  std::shared_ptr<const RangeIndex> index() const override { return index_; }
   std::vector<Span> to_walk(__u64 pages, std::span<const __u64> changed) override;
   void walked(const Span& span, __u64 next, std::span<const ht_page_t> pages) override;
   void list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) override;
@@ -54,9 +56,8 @@ class EstimatedPartition final : public Partition {
     __u64 made_epoch = 0;
   };
   struct Run {
-    __u64 space;
-    __u64 start;
-    __u64 end;
+    __u32 cell;
+    __u8 level;
     __u32 flags;
     __u32 mapping;
     __u64 made_epoch;
@@ -64,14 +65,7 @@ class EstimatedPartition final : public Partition {
     float square;  // mean of the squares
     float worth;  // of that rate, as of the pass
   };
-  // How coarse runs are: rates within tolerance are one run, and those beyond
-  // zone times the rate at the cut, either way, are all alike. unit: pages that
-  // are never told apart.
-  struct Grain {
-    float tolerance;
-    float zone;
-    unsigned unit_pages;
-  };
+  class Drawing;
   struct Fresh {
     Span span;
     __u64 epoch;  // it is walked in a later one: what lives shorter costs nothing
@@ -100,9 +94,11 @@ class EstimatedPartition final : public Partition {
   };
 
   struct Contents {
+    __u64 pages = 0;
     __u64 tiers[HT_TIERS] = {0, 0};
     __u64 huge_pages = 0;
     double count[Estimate::kScales] = {0, 0, 0};
+    __u64 units[Estimate::kScales] = {0, 0, 0};  // of single pages' counts, 1 / unit()
     __u32 sampled_epoch = 0;
     __u32 born_epoch = HT_UNKNOWN32;  // of the oldest
   };
@@ -110,10 +106,10 @@ class EstimatedPartition final : public Partition {
   void count();
   void watch();
   void try_bits();
-  Contents contents(const Run& run);
+  void contents(const RangeIndex::Cell& cell, std::span<Contents> of);
+  void describe(const RangeIndex::Cell& cell, std::size_t index, const Contents& has, bool alone, tier_range& o);
   void look_again(__u64 space, __u64 granule);
   void clip();
-  bool build(const Grain& grain, std::size_t max_runs);
   void draw();
   bool due() const;
   bool quiet() const;
@@ -129,18 +125,13 @@ class EstimatedPartition final : public Partition {
   __u32 next_id_ = 1;
   std::map<__u64, std::vector<Mapping>> spaces_;
   std::vector<Run> runs_;
+  std::shared_ptr<const RangeIndex> index_ = std::make_shared<const RangeIndex>();  // of runs_
   bool remapped_ = false;  // since the runs were drawn
   std::size_t grain_ = 0;
   std::vector<Residency> residencies_;
   std::vector<Sampled> sampled_;
   std::vector<Estimate::PageSamples> counted_;  // the same pages, in their granules
   std::vector<Folded> folded_;
-  // The granule that was looked at last: many runs lie in one.
-  struct {
-    __u64 space = 0;
-    __u64 granule = HT_UNKNOWN64;
-    const Estimate::Granule* found = nullptr;
-  } at_;
   // Walks: what is new goes first, then round and round.
   std::vector<Fresh> fresh_;
   __u64 turn_space_ = 0;

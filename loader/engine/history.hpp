@@ -4,10 +4,13 @@
 #pragma once
 
 #include <deque>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include <hypertier/abi.h>
+
+#include "range_index.hpp"
 
 namespace hypertier {
 
@@ -27,13 +30,19 @@ struct PastRange {
 
 class History {
  public:
-  // At most so many epochs, and fewer as the ranges of all of them together
-  // become more than max_ranges; the last one is always kept.
+  // At most so many epochs, and fewer as the ranges of all of them together, with what
+  // tells their pages, would take more than max_ranges; the last one is always kept.
   History(std::size_t max_epochs, std::size_t max_ranges) : max_epochs_(max_epochs), max_ranges_(max_ranges) {}
 
-  // ranges: sorted by space and address. moved: results of those that were
-  // touched, in any order.
-  void add(__u64 epoch, __u32 cut_heat, std::span<const tier_range> ranges, std::span<const tier_result> moved);
+  // ranges: sorted by space and address. index: which of them a page belongs to; null:
+  // that in which its address lies. moved: results of those that were touched.
+  struct Moved {
+    __u32 range;
+    __u32 promoted_pages;
+    __u32 demoted_pages;
+  };
+  void add(__u64 epoch, __u32 cut_heat, std::span<const tier_range> ranges, std::shared_ptr<const RangeIndex> index,
+           std::span<const Moved> moved);
 
   // Newest first.
   std::vector<PastRange> of(__u64 space, __u64 address) const;
@@ -53,11 +62,13 @@ class History {
     __u64 number;
     __u32 cut_heat;
     std::vector<Range> ranges;
+    std::shared_ptr<const RangeIndex> index;
+    std::size_t weight() const { return ranges.size() + (index ? index->bytes() / sizeof(Range) : 0); }
   };
 
   std::size_t max_epochs_;
   std::size_t max_ranges_;
-  std::size_t ranges_ = 0;
+  std::size_t weight_ = 0;
   std::deque<Epoch> epochs_;
 };
 

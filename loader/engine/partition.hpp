@@ -7,12 +7,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include <hypertier/abi.h>
 
 #include "plan.hpp"
+#include "range_index.hpp"
 
 namespace hypertier {
 
@@ -129,6 +131,8 @@ class Partition {
     __u64 pages = HT_UNKNOWN64;  // to be found at most
   };
   virtual bool knows_pages() const { return false; }
+  // Which range of the last fill() a page belongs to; null: that in which its address lies.
+  virtual std::shared_ptr<const RangeIndex> index() const { return nullptr; }
   virtual std::size_t bytes() const { return 0; }  // of memory for counters, by what is resident
   // Each within one mapping, about so many pages in all. changed: spaces that may
   // have got or lost pages; of the others some are looked at in turn.

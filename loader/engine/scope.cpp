@@ -1246,13 +1246,10 @@ void Scope::cool() {
   }
 }
 
-std::vector<tier_result> Scope::last_moved() const {
-  std::vector<tier_result> list;
+std::vector<History::Moved> Scope::last_moved() const {
+  std::vector<History::Moved> list;
   list.reserve(touched_.size());
-  for (__u32 range : touched_) {
-    list.push_back(results_[range]);
-    list.back().range = last_[range];
-  }
+  for (__u32 range : touched_) list.push_back({range, results_[range].promoted_pages, results_[range].demoted_pages});
   return list;
 }
 
@@ -1260,6 +1257,7 @@ std::vector<tier_result> Scope::last_moved() const {
 void Scope::note(EpochReport& report) {
   last_.assign(ranges_.begin(), ranges_.end());
   last_notes_.assign(ranges_.size(), 0);
+  last_index_ = partition_->index();
   if (report.decision == Decision::kPolicyFailed) touched_.clear();
   for (std::size_t rank = 0; rank < cut_ && rank < ranked_.size(); ++rank) last_notes_[ranked_[rank]] |= kRangeHot;
   for (__u32 i = 0; i < ranges_.size(); ++i) {

@@ -67,13 +67,15 @@ class Scope {
     std::optional<EpochReport> report;
     std::vector<tier_range> ranges;
     std::vector<__u8> notes;  // enum RangeNote, by range
+    std::shared_ptr<const RangeIndex> index;  // which range a page belongs to; null: by address
     History history;
     explicit Published(const EngineSettings& settings) : history(settings.history_epochs, settings.history_ranges) {}
   } published;
   // The ranges as the last run left them, with notes, and what was moved.
   std::span<const tier_range> last() const { return last_; }
   std::span<const __u8> last_notes() const { return last_notes_; }
-  std::vector<tier_result> last_moved() const;
+  std::shared_ptr<const RangeIndex> index() const { return last_index_; }
+  std::vector<History::Moved> last_moved() const;
 
  private:
   struct Watch;
@@ -142,6 +144,7 @@ class Scope {
   std::vector<std::pair<__u32, __u64>> found_;
   std::vector<tier_range> last_;
   std::vector<__u8> last_notes_;
+  std::shared_ptr<const RangeIndex> last_index_;
   RateLimit rate_;
   MoveHistory moves_;
   Conduct conduct_;

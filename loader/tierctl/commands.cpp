@@ -368,11 +368,16 @@ int command_ranges(const Context& context, std::optional<std::uint32_t> pid, con
     std::puts(pid ? "no ranges of that process" : "no ranges: no policy is seated, or no epoch has ended yet");
     return 0;
   }
+  // Of one whose pages lie among others': how much it is, of how long a stretch.
+  const auto size = [](const Json& range) {
+    const std::string stretch = size_text(range["end"].get<std::uint64_t>() - range["start"].get<std::uint64_t>());
+    return range["scattered"].get<bool>() ? size_text(range["mapped_pages"].get<std::uint64_t>() << HT_PAGE_SHIFT) + " of " + stretch : stretch;
+  };
   std::vector<std::vector<std::string>> rows{
       {"PID", "COMMAND", "START", "SIZE", "KIND", "HEAT", "SAMPLES", "FAST", "SLOW", "AGE", "IDLE", "ACTION"}};
   for (const auto& range : all["ranges"])
     rows.push_back({number_text(range["pid"]), range["comm"].get<std::string>(), hex(range["start"]),
-                    size_text(range["end"].get<std::uint64_t>() - range["start"].get<std::uint64_t>()),
+                    size(range),
                     range["kind"].get<std::string>(), number_text(range["heat"]), number_text(range["samples"]),
                     pages_text(range["fast_pages"]), pages_text(range["slow_pages"]), number_text(range["age_epochs"]),
                     number_text(range["idle_epochs"]), range["action"].get<std::string>()});

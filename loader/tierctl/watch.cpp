@@ -91,7 +91,9 @@ int command_explain(const Context& context, std::uint32_t pid, std::uint64_t add
   print_table({{"page", hex(r["address"]) + " of process " + number_text(r["pid"]) + " (" + range["comm"].get<std::string>() + ")"},
                {"is in", tier == "none" ? std::string("no tier") : tier + " memory"},
                {"because", r["reason"].get<std::string>()},
-               {"range", hex(range["start"]) + "-" + hex(range["end"]) + ", " + range["kind"].get<std::string>() + ", " +
+               {"range", hex(range["start"]) + "-" + hex(range["end"]) + ", " +
+                             (range["scattered"].get<bool>() ? number_text(range["mapped_pages"]) + " pages of it, " : "") +
+                             range["kind"].get<std::string>() + ", " +
                              number_text(range["age_epochs"]) + " epochs old, last sample " + number_text(range["idle_epochs"]) +
                              " epochs ago"},
                {"policy", r["policy"].get<std::string>() + " of " + r["cgroup"].get<std::string>() + ", epoch " + number_text(r["epoch"])}});

@@ -98,6 +98,7 @@ Json range_json(const RangeView& view) {
                  : (range.flags & TIER_RANGE_SHMEM) != 0 ? "shmem"
                                                          : "file";
   json["huge"] = (range.flags & TIER_RANGE_HUGE) != 0;
+  json["scattered"] = (range.flags & TIER_RANGE_SCATTERED) != 0;
   json["mapping"] = range.mapping;
   return json;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // tierd: options, then Daemon.
+#include <malloc.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -7,8 +8,22 @@
 
 #include "tierd/daemon.hpp"
 
+namespace {
+
+// An epoch needs the memory that the last one needed: giving it back in between costs page
+// faults and flushes, and an arena for each thread costs a split of its mapping whenever it grows.
+void keep_memory() {
+  constexpr int kKept = 32 << 20;
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_TRIM_THRESHOLD, kKept);
+  mallopt(M_MMAP_THRESHOLD, kKept);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace hypertier;
+  keep_memory();
   DaemonOptions options;
   CLI::App app{
       "tierd " HT_VERSION " - tiers memory by the policy that is seated.\n"

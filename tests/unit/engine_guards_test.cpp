@@ -160,14 +160,12 @@ std::vector<tier_range> ranges(__u64 space, std::initializer_list<std::pair<__u6
 TEST(History, FollowsAnAddressThroughASplit) {
   History history(16, 1000);
   auto one = ranges(5, {{0x0, 0x4000}}, 1);
-  history.add(1, 7, one, {});
+  history.add(1, 7, one, nullptr, {});
   auto two = ranges(5, {{0x0, 0x2000}, {0x2000, 0x4000}}, 2);
   two[1].tier_pages[HT_TIER_FAST] = 2;
   two[1].tier_pages[HT_TIER_SLOW] = 0;
-  tier_result moved{};
-  moved.range = two[1];
-  moved.promoted_pages = 2;
-  history.add(2, 8, two, {&moved, 1});
+  const History::Moved moved{1, 2, 0};
+  history.add(2, 8, two, nullptr, {&moved, 1});
   auto found = history.of(5, 0x3000);
   ASSERT_EQ(found.size(), 2u);
   EXPECT_EQ(found[0].epoch, 2u);
@@ -187,16 +185,16 @@ TEST(History, FollowsAnAddressThroughASplit) {
 TEST(History, IsBoundedInEpochsAndRanges) {
   History history(4, 10);
   auto three = ranges(1, {{0, 1}, {1, 2}, {2, 3}}, 1);
-  for (__u64 epoch = 1; epoch <= 20; ++epoch) history.add(epoch, 0, three, {});
+  for (__u64 epoch = 1; epoch <= 20; ++epoch) history.add(epoch, 0, three, nullptr, {});
   auto found = history.of(1, 0);
   ASSERT_EQ(found.size(), 3u);
   EXPECT_EQ(found[0].epoch, 20u);
   std::vector<tier_range> many;
   for (__u64 i = 0; i < 50; ++i) many.push_back(ranges(1, {{i, i + 1}}, 1)[0]);
-  history.add(21, 0, many, {});
+  history.add(21, 0, many, nullptr, {});
   EXPECT_EQ(history.of(1, 2).size(), 1u);  // the last is kept, however large
   auto one = ranges(1, {{0, 3}}, 1);
-  for (__u64 epoch = 22; epoch <= 40; ++epoch) history.add(epoch, 0, one, {});
+  for (__u64 epoch = 22; epoch <= 40; ++epoch) history.add(epoch, 0, one, nullptr, {});
   EXPECT_EQ(history.of(1, 2).size(), 4u);
 }
 
