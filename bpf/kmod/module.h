@@ -6,6 +6,7 @@
  *   policy.c   the struct_ops type, the seats, classify/admit/moved
  *   walk.c     spaces and their mappings, page-table walk
  *   move.c     exchange and migrate
+ *   entries.c  exchange of small pages that are mapped once
  *   abit.c     accessed bits, cleared and tested
  *   collapse.c khugepaged kept off what lies in both tiers
  */
@@ -34,6 +35,9 @@ struct anon_vma *folio_get_anon_vma(struct folio *folio);
 bool __folio_unqueue_deferred_split(struct folio *folio);
 void lru_add_drain(void);
 void lru_add_drain_all(void);
+/* Of asm/tlbflush.h, which hides it from modules. */
+void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start, unsigned long end,
+			unsigned int stride_shift, bool freed_tables);
 
 #define HT_EXCHANGES (1 << HT_MOVER_EXCHANGE)
 #define HT_MIGRATES (1 << HT_MOVER_MIGRATE)
@@ -52,6 +56,8 @@ void lru_add_drain_all(void);
 	SYMBOL(__put_anon_vma, HT_EXCHANGES)                         \
 	SYMBOL(__folio_unqueue_deferred_split, HT_EXCHANGES)         \
 	SYMBOL(deferred_split_folio, HT_EXCHANGES)                   \
+	SYMBOL(folio_remove_rmap_ptes, HT_EXCHANGES)                 \
+	SYMBOL(flush_tlb_mm_range, HT_EXCHANGES)                     \
 	SYMBOL(migrate_pages, HT_MIGRATES)                           \
 	SYMBOL(putback_movable_pages, HT_MIGRATES)                   \
 	SYMBOL(split_huge_page_to_list_to_order, HT_SPLITS)
@@ -116,6 +122,20 @@ pte_t *ht_map_lock(pmd_t *pmdp, unsigned long address, spinlock_t **ptl);
 
 /* Before the module goes: nothing of ours runs any more. */
 void ht_move_exit(void);
+/* Swaps the contents of two pages. */
+void ht_swap_page(u64 *a, u64 *b);
+
+/* ---------------------------------------------------------------- entries.c */
+
+#define HT_ENTRIES_PAIRS 1024	/* unmapped under one flush: users wait while they are copied */
+
+/*
+ * Exchanges those of the pairs (HT_ENTRIES_PAIRS at most) whose pages are of the
+ * common kind, and sets their bits in done. The others are as they were. Counts
+ * batches and flush calls. Under move_mutex.
+ */
+void ht_exchange_entries(struct ht_pair *pairs, u32 nr, unsigned long *done,
+			 struct ht_exchange_run *run);
 
 /* --------------------------------------------------------------- collapse.c */
 

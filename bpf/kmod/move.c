@@ -3,7 +3,8 @@
  * Moving pages between the tiers.
  *
  * exchange: a hot folio in slow memory and a cold one in fast memory change
- * places. Both are unmapped (migration entries hold their users up), one TLB
+ * places. Pairs of the common kind go by their page-table entries (entries.c);
+ * of the others, both are unmapped (migration entries hold their users up), one TLB
  * flush serves the whole batch, their contents and identities are swapped,
  * and each one's users are mapped to the other. Nothing is allocated, both
  * nodes may be full.
@@ -54,7 +55,7 @@
 
 #include "module.h"
 
-#define BATCH_PAIRS 1024	/* looked up together, and unmapped under one flush */
+#define BATCH_PAIRS HT_ENTRIES_PAIRS	/* looked up together, and unmapped under one flush */
 #define BATCH_PAGES 8192	/* 4 KiB pages unmapped at a time: users wait while they are copied */
 #define DRAIN_WAIT_MS 100	/* for other CPUs, which takes less than 1 unless one is stuck */
 
@@ -310,7 +311,7 @@ static bool freeze_pair(struct folio *hot, struct folio *cold)
  * By registers: a third buffer would be written and read as well. noinline, or
  * gcc computes each address anew.
  */
-static noinline void swap_page(u64 *a, u64 *b)
+noinline void ht_swap_page(u64 *a, u64 *b)
 {
 	int i;
 
@@ -327,7 +328,7 @@ static void swap_contents(struct folio *hot, struct folio *cold)
 		void *a = kmap_local_folio(hot, i * PAGE_SIZE);
 		void *b = kmap_local_folio(cold, i * PAGE_SIZE);
 
-		swap_page(a, b);
+		ht_swap_page(a, b);
 		kunmap_local(b);
 		kunmap_local(a);
 		cond_resched();
@@ -590,6 +591,16 @@ static void choose(struct slot *slot, bool may_swap, bool may_migrate)
 		hot->result = cold->result = HT_MOVE_MISMATCH;
 }
 
+static void account_swapped(struct ht_pair *pair, struct ht_exchange_run *run)
+{
+	run->exchanged_pairs++;
+	run->promoted_pages++;
+	run->demoted_pages++;
+	run->mover_pages[HT_MOVER_EXCHANGE] += SIDES;
+	pair->hot_result = pair->cold_result = HT_MOVE_DONE;
+	pair->mover = HT_MOVER_EXCHANGE;
+}
+
 static void account(struct slot *slot, struct ht_exchange_run *run)
 {
 	int s;
@@ -659,6 +670,26 @@ void ht_move_exit(void)
 	flush_work(&drain_work);
 }
 
+/* Exchanges what is of the common kind; the other pairs get the slots from used on. */
+static u32 fill_slots(u32 used, struct ht_pair *pairs, u32 nr, bool may_swap,
+		      struct ht_exchange_run *run)
+{
+	static DECLARE_BITMAP(done, BATCH_PAIRS);	/* under move_mutex */
+	u32 i;
+
+	if (may_swap)
+		ht_exchange_entries(pairs, nr, done, run);
+	else
+		bitmap_zero(done, nr);
+	for (i = 0; i < nr; i++) {
+		if (test_bit(i, done))
+			account_swapped(&pairs[i], run);
+		else
+			slots[used++] = (struct slot){ .pair = &pairs[i] };
+	}
+	return used;
+}
+
 /* Accounts for what is decided and moves what waits for migrate to the front. */
 static u32 keep_waiting(u32 nr, struct ht_exchange_run *run)
 {
@@ -680,9 +711,12 @@ static void move_all(struct ht_pair *pairs, u32 nr, u32 flags, struct ht_exchang
 	u32 next = 0, kept = 0, used, i;
 
 	while (next < nr || kept) {
-		for (used = kept; used < BATCH_PAIRS && next < nr; used++)
-			slots[used] = (struct slot){ .pair = &pairs[next++] };
+		u32 now = min(nr - next, BATCH_PAIRS - kept);
+
+		/* fresh pages have a reference while they are in this CPU's LRU batches */
 		ht_call(lru_add_drain)();
+		used = fill_slots(kept, pairs + next, now, may_swap, run);
+		next += now;
 		look_up(slots + kept, used - kept, HOT);
 		look_up(slots + kept, used - kept, COLD);
 		/* Other CPUs' batches cost a round of work items: only if it pays. */

@@ -450,7 +450,7 @@ struct ht_exchange_run {
 	__u64 mover_pages[HT_MOVERS];
 	__u64 failed_pages[HT_MOVE_RESULTS];
 	__u64 batches;
-	__u64 flush_calls;	/* batched TLB flushes asked for by this call */
+	__u64 flush_calls;	/* TLB flushes of a whole batch asked for by this call */
 	__u64 ns;		/* CPU time of the thread that called, set by itself */
 	__u64 split_pages;	/* of huge pages that were taken apart */
 };

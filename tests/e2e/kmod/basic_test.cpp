@@ -199,7 +199,7 @@ TEST(Exchange, SwapsSmallPages) {
   EXPECT_EQ(run.demoted_pages, cold.pages());
   EXPECT_EQ(run.exchanged_pairs, hot.pages());
   EXPECT_EQ(run.mover_pages[HT_MOVER_EXCHANGE], 2 * hot.pages());
-  EXPECT_EQ(run.batches, 1u);
+  EXPECT_LE(run.batches, 2u);  // a page may sit in another CPU's LRU batch: moved by its folio then
   EXPECT_LE(run.flush_calls, run.batches);
   EXPECT_EQ(mover().pairs()[0].hot_result, HT_MOVE_DONE);
   EXPECT_EQ(mover().pairs()[0].mover, HT_MOVER_EXCHANGE);

@@ -147,9 +147,12 @@ TEST_F(Flushes, OneABatch) {
   std::uint64_t pages = run.promoted_pages + run.demoted_pages;
   print("exchange, threads on both CPUs", pages, counts);
   EXPECT_GE(pages, 2 * 4096 * 95 / 100);
-  EXPECT_EQ(run.batches, 4u);  // of 1024 pairs
-  EXPECT_LE(counts.batch, run.batches);
-  EXPECT_EQ(counts.batch, run.flush_calls);
+  // of 1024 pairs, and one more of the pages in another CPU's LRU batch
+  EXPECT_GE(run.batches, 4u);
+  EXPECT_LE(run.batches, 5u);
+  // page-table entries: one a batch; the few pages of another kind are batched by the kernel
+  EXPECT_GE(counts.range, 4u);
+  EXPECT_EQ(counts.batch + counts.range, run.flush_calls);
   EXPECT_LE(counts.remote, run.batches);
   EXPECT_LE(counts.batch + counts.range, pages / 450);
 }
@@ -164,16 +167,16 @@ TEST_F(Flushes, HugePagesCostOneEach) {
   EXPECT_LE(counts.remote, pages / 512);
 }
 
-// An mm that has run on the mover's CPU alone is not worth deferring for the
-// kernel: it flushes each page locally, and interrupts nobody.
-TEST_F(Flushes, LocalOnesCountedApart) {
+// An mm that has run on the mover's CPU alone: nobody is interrupted, and still one a batch,
+// where the kernel's own unmapping flushes each page locally.
+TEST_F(Flushes, OneABatchOnTheMoversCpuToo) {
   Worker worker({0}, 8 << 20, false);
   FlushCounter::Counts counts;
   ht_exchange_run run = exchange(worker, counts);
   std::uint64_t pages = run.promoted_pages + run.demoted_pages;
   print("exchange, one thread on the mover's CPU", pages, counts);
   EXPECT_EQ(counts.remote, 0u);
-  // from another CPU they are batched
+  EXPECT_LE(counts.batch + counts.range, pages / 450);
   Worker other({1}, 8 << 20, false);
   run = exchange(other, counts);
   pages = run.promoted_pages + run.demoted_pages;
