@@ -115,23 +115,28 @@ struct Age {
   auto operator<=>(const Age&) const = default;
 };
 
+// Calls f(path, age) for each file of a folder of each root.
+template <class F>
+void each_file(const Roots& roots, const char* folder, F&& f) {
+  for (size_t root = 0; root < roots.size(); root++) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(roots[root] / folder, error)) f(entry.path(), Age{root, entry.last_write_time()});
+  }
+}
+
 }  // namespace
 
 std::vector<Agreement> agreements(const Roots& roots) {
   std::map<std::pair<Key, uint64_t>, std::pair<Age, Agreement>> newest;
-  for (size_t root = 0; root < roots.size(); root++) {
-    const std::filesystem::path dir = roots[root] / "agree";
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
-      const std::string name = entry.path().filename().string();
-      constexpr std::string_view kFirst = ".1.json";
-      if (!name.ends_with(kFirst)) continue;
-      auto first = read_cell(entry.path()), second = read_cell(dir / (name.substr(0, name.size() - kFirst.size()) + ".2.json"));
-      if (!first || !second) continue;
-      auto& found = newest[{{first->workload, first->system}, first->seed}];
-      if (const Age age{root, entry.last_write_time()}; found.first < age) found = {age, {std::move(*first), std::move(*second)}};
-    }
-  }
+  each_file(roots, "agree", [&](const std::filesystem::path& file, const Age& age) {
+    const std::string name = file.filename().string();
+    constexpr std::string_view kFirst = ".1.json";
+    if (!name.ends_with(kFirst)) return;
+    auto first = read_cell(file), second = read_cell(file.parent_path() / (name.substr(0, name.size() - kFirst.size()) + ".2.json"));
+    if (!first || !second) return;
+    auto& found = newest[{{first->workload, first->system}, first->seed}];
+    if (found.first < age) found = {age, {std::move(*first), std::move(*second)}};
+  });
   std::vector<Agreement> all;
   for (auto& [key, found] : newest) all.push_back(std::move(found.second));
   return all;
@@ -165,21 +170,18 @@ Results::Results(const Roots& roots) {
     json raw;
   };
   std::map<std::pair<Key, uint64_t>, Found> newest;
-  for (size_t root = 0; root < roots.size(); root++) {
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(roots[root] / "cells", error)) {
-      if (entry.path().extension() != ".json") continue;
-      json raw = json::parse(std::ifstream(entry.path()), nullptr, false);
-      if (raw.is_discarded() || !raw.contains("workload")) continue;
-      const Key key{raw["workload"], raw["system"]};
-      if (raw.contains("failed")) {
-        failures_[key] = raw["failed"];
-        continue;
-      }
-      Found& found = newest[{key, raw["seed"].get<uint64_t>()}];
-      if (const Age age{root, entry.last_write_time()}; found.age < age) found = {age, std::move(raw)};
+  each_file(roots, "cells", [&](const std::filesystem::path& file, const Age& age) {
+    if (file.extension() != ".json") return;
+    json raw = json::parse(std::ifstream(file), nullptr, false);
+    if (raw.is_discarded() || !raw.contains("workload")) return;
+    const Key key{raw["workload"], raw["system"]};
+    if (raw.contains("failed")) {
+      failures_[key] = raw["failed"];
+      return;
     }
-  }
+    Found& found = newest[{key, raw["seed"].get<uint64_t>()}];
+    if (found.age < age) found = {age, std::move(raw)};
+  });
   for (auto& [key, found] : newest) {
     failures_.erase(key.first);
     cells_[key.first].push_back(digest(std::move(found.raw)));

@@ -379,27 +379,37 @@ void EstimatedPartition::walked(const Span& span, __u64 next, std::span<const ht
   }
 }
 
-void EstimatedPartition::list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) {
-  const Run& run = runs_[index];
-  const RangeIndex::Cell& cell = index_->cells[run.cell];
-  const __u64 file = run.flags & (TIER_RANGE_SHMEM | TIER_RANGE_FILE) ? HT_PAGE_FILE : 0;
-  const __u64 end_granule = (cell.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
-  for (__u64 granule = cell.start >> HT_GRANULE_SHIFT; granule < end_granule && max_pages; ++granule) {
+// Calls f(number, granule, first page, last page + 1) for each known granule that the cell has
+// a part of, as long as f says so.
+template <class F>
+void EstimatedPartition::each_granule(const RangeIndex::Cell& cell, F&& f) {
+  const __u64 end = (cell.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
+  for (__u64 granule = cell.start >> HT_GRANULE_SHIFT; granule < end; ++granule) {
     const Estimate::Granule* g = estimate_.find_in_turn(cell.space, granule);
     if (!g) {
-      granule = std::min(end_granule, estimate_.next(cell.space, granule)) - 1;
+      granule = std::min(end, estimate_.next(cell.space, granule)) - 1;
       continue;
     }
     const __u64 base = granule << HT_GRANULE_SHIFT;
     const unsigned first = base < cell.start ? (cell.start - base) >> HT_PAGE_SHIFT : 0;
     const unsigned last = static_cast<unsigned>(std::min<__u64>(cell.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
+    if (!f(granule, g, first, last)) return;
+  }
+}
+
+void EstimatedPartition::list(std::size_t index, ht_tier tier, __u64 max_pages, std::vector<Listed>& listed) {
+  const Run& run = runs_[index];
+  const RangeIndex::Cell& cell = index_->cells[run.cell];
+  const __u64 file = run.flags & (TIER_RANGE_SHMEM | TIER_RANGE_FILE) ? HT_PAGE_FILE : 0;
+  each_granule(cell, [&](__u64 granule, const Estimate::Granule* g, unsigned first, unsigned last) {
+    const __u64 base = granule << HT_GRANULE_SHIFT;
     const __u8* level = cell.scattered() ? index_->levels(cell, granule) : nullptr;
     if (g->huge) {
       if (!first && (!level || level[0] == run.level) && (g->in_tier[tier][0] & ~g->in_tier[!tier][0] & 1)) {
         listed.push_back({base | kOrderHuge | file, static_cast<__u32>(index)});
         max_pages -= std::min<__u64>(max_pages, HT_GRANULE_PAGES);
       }
-      continue;
+      return max_pages > 0;
     }
     each_word(first, last, [&](unsigned w, __u64 mask) {
       __u64 bits = g->in_tier[tier][w] & ~g->in_tier[!tier][w] & mask;
@@ -408,7 +418,8 @@ void EstimatedPartition::list(std::size_t index, ht_tier tier, __u64 max_pages, 
         listed.push_back({(base + (__u64{w * 64 + std::countr_zero(bits)} << HT_PAGE_SHIFT)) | file,
                           static_cast<__u32>(index)});
     });
-  }
+    return max_pages > 0;
+  });
 }
 
 void EstimatedPartition::placed(__u64 space, ht_page_t page, ht_move_result result, ht_tier wanted) {
@@ -771,7 +782,6 @@ void EstimatedPartition::clip() {
 // What the runs of a cell counted, and where their pages are.
 void EstimatedPartition::contents(const RangeIndex::Cell& cell, std::span<Contents> of) {
   const double unit = static_cast<double>(estimate_.unit());
-  const __u64 end_granule = (cell.end + HT_GRANULE_SIZE - 1) >> HT_GRANULE_SHIFT;
   std::array<__u8, RangeIndex::kLevels> run{};
   if (cell.scattered())
     for (__u64 bits = cell.levels; bits; bits &= bits - 1) {
@@ -780,17 +790,9 @@ void EstimatedPartition::contents(const RangeIndex::Cell& cell, std::span<Conten
     }
   __u32 sampled_epoch = 0;
   __u32 born_epoch = HT_UNKNOWN32;
-  for (__u64 granule = cell.start >> HT_GRANULE_SHIFT; granule < end_granule; ++granule) {
-    const Estimate::Granule* g = estimate_.find_in_turn(cell.space, granule);
-    if (!g) {
-      granule = std::min(end_granule, estimate_.next(cell.space, granule)) - 1;
-      continue;
-    }
+  each_granule(cell, [&](__u64 granule, const Estimate::Granule* g, unsigned from, unsigned to) {
     sampled_epoch = std::max(sampled_epoch, g->sampled_epoch);
     born_epoch = std::min(born_epoch, g->birth);
-    const __u64 base = granule << HT_GRANULE_SHIFT;
-    const unsigned from = base < cell.start ? (cell.start - base) >> HT_PAGE_SHIFT : 0;
-    const unsigned to = static_cast<unsigned>(std::min<__u64>(cell.end - base, HT_GRANULE_SIZE) >> HT_PAGE_SHIFT);
     if (!cell.scattered()) {
       Contents& c = of[0];
       for (unsigned w = from / 64; w * 64 < to; ++w) {
@@ -801,7 +803,7 @@ void EstimatedPartition::contents(const RangeIndex::Cell& cell, std::span<Conten
       }
       if (g->huge) c.huge_pages += to - from;
       for (int s = 0; s < Estimate::kScales; ++s) c.count[s] += g->counted(s, from, to, unit);
-      continue;
+      return true;
     }
     const __u8* level = index_->levels(cell, granule);
     each_word(from, to, [&](unsigned w, __u64 mask) {
@@ -819,7 +821,8 @@ void EstimatedPartition::contents(const RangeIndex::Cell& cell, std::span<Conten
         for (int s = 0; s < Estimate::kScales; ++s) c.units[s] += g->page[s][p];
       }
     });
-  }
+    return true;
+  });
   for (Contents& c : of) {
     c.sampled_epoch = sampled_epoch;
     c.born_epoch = born_epoch;

@@ -106,6 +106,8 @@ class EstimatedPartition final : public Partition {
   void count();
   void watch();
   void try_bits();
+  template <class F>
+  void each_granule(const RangeIndex::Cell& cell, F&& f);
   void contents(const RangeIndex::Cell& cell, std::span<Contents> of);
   void describe(const RangeIndex::Cell& cell, std::size_t index, const Contents& has, bool alone, tier_range& o);
   void look_again(__u64 space, __u64 granule);

@@ -18,6 +18,16 @@
 
 namespace hypertier {
 
+// The one of stretches of addresses (by space, start; disjoint) that an address is in.
+template <class Stretches>
+auto stretch_of(const Stretches& stretches, __u64 space, __u64 address) {
+  auto after = std::upper_bound(stretches.begin(), stretches.end(), std::pair{space, address},
+                                [](const auto& at, const auto& one) { return at < std::pair{one.space, one.start}; });
+  if (after == stretches.begin()) return stretches.end();
+  --after;
+  return after->space == space && address < after->end ? after : stretches.end();
+}
+
 struct RangeIndex {
   static constexpr unsigned kLevels = 64;
   static constexpr __u8 kNoLevel = 0xff;  // no page, or it came since
@@ -63,11 +73,8 @@ struct RangeIndex {
   }
 
   std::optional<__u32> find(__u64 space, __u64 address) const {
-    auto cell = std::upper_bound(cells.begin(), cells.end(), std::pair{space, address},
-                                 [](const auto& at, const Cell& c) { return at < std::pair{c.space, c.start}; });
-    if (cell == cells.begin()) return std::nullopt;
-    --cell;
-    if (cell->space != space || address >= cell->end) return std::nullopt;
+    const auto cell = stretch_of(cells, space, address);
+    if (cell == cells.end()) return std::nullopt;
     return range(*cell, address);
   }
 
@@ -78,12 +85,9 @@ struct RangeIndex {
 template <class Ranges>
 std::optional<__u32> range_of(const Ranges& ranges, const RangeIndex* index, __u64 space, __u64 address) {
   if (index) return index->find(space, address);
-  auto after = std::upper_bound(ranges.begin(), ranges.end(), std::pair{space, address},
-                                [](const auto& at, const auto& range) { return at < std::pair{range.space, range.start}; });
-  if (after == ranges.begin()) return std::nullopt;
-  --after;
-  if (after->space != space || address >= after->end) return std::nullopt;
-  return static_cast<__u32>(after - ranges.begin());
+  const auto range = stretch_of(ranges, space, address);
+  if (range == ranges.end()) return std::nullopt;
+  return static_cast<__u32>(range - ranges.begin());
 }
 
 }  // namespace hypertier
