@@ -1,25 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Exchange by page-table entries: the common case, in which both pages are
- * small, anonymous, of one memcg, and mapped once. There is nothing to look for
- * then: the entry that maps each is known, so no rmap walk, no isolation and no
- * statistics are needed. What is of another kind is left to move.c.
+ * Moving by page-table entries: the common case, in which a page is small,
+ * anonymous, and mapped once. There is nothing to look for then: the entry that maps
+ * it is known, so no rmap walk is needed. What is of another kind is left to move.c.
+ *
+ * exchange: a hot page and a cold one, of one memcg, change places. Nothing is
+ * allocated, isolated or counted. migrate: a side without a partner gets a new page.
  *
  * A batch, with the mmap locks of its processes held for reading:
  * 1. Under the lock of its page table, each page is locked (trylock), its
- *    reference count frozen from 1 (the mapping's) to 0, and its entry replaced
- *    by a migration entry, on which a fault waits for the page's lock.
+ *    reference count frozen at 0, and its entry replaced by a migration entry, on
+ *    which a fault waits for the page's lock.
  * 2. One TLB flush for each process of the batch.
- * 3. For each pair, contents and identities are swapped, and the counts are set to 2:
- *    the mapping's reference and ours.
- * 4. Each entry comes back with its old bits and the other page's number, then
- *    both pages are unlocked and let go of.
+ * 3. exchange: contents and identities of both are swapped, and the counts are set to
+ *    2: the mapping's reference and ours. migrate: contents and identity are copied.
+ * 4. Each entry comes back with its old bits and the other page's number, then the
+ *    pages are unlocked and let go of. migrate: the old one is freed.
  *
  * Why nobody else sees anything of it:
  * - A count of 0 admits no new reference: not GUP's, the LRU's, compaction's or
- *   DAMON's. It was 1, so there was none: no pin, no LRU batch, no isolation, and
- *   no rmap walk is under way.
- * - A page whose entry is a migration entry is locked, as the kernel demands: both
+ *   DAMON's. It was the mapping's alone (and isolation's), so there was no other: no
+ *   pin, no LRU batch, and no rmap walk is under way.
+ * - A page whose entry is a migration entry is locked, as the kernel demands: all
  *   entries of a pair are back before either page is unlocked.
  * - fork(), mremap(), munmap(), mprotect(), mlock(), khugepaged, userfaultfd's and
  *   MMU notifiers' registration take the mmap lock for writing, so they wait. Mappings
@@ -30,9 +32,12 @@
  *   entries were changed and not flushed yet, so that they flush all (mm_inline.h).
  *   change_prot_numa() may make a writable migration entry readable: it stays so.
  *
- * What stays with the place: node, zone, the folio's position on the LRU (with
- * PG_active and MGLRU's generation), and all statistics, which are by node and memcg.
- * What travels: contents, mapping, index, the entry's bits, and the flags below.
+ * What stays with the place in an exchange: node, zone, the folio's position on the LRU
+ * (with PG_active and MGLRU's generation), and all statistics, which are by node and
+ * memcg. What travels: contents, mapping, index, the entry's bits, and the flags below.
+ * In a migration the old page leaves the LRU and the new one joins it; NR_ANON_MAPPED
+ * goes with the rmap functions, of the old page while it still has its memcg; the
+ * charge goes over with memcg_data, as in mem_cgroup_migrate().
  */
 #include <linux/bitmap.h>
 #include <linux/memcontrol.h>
@@ -49,6 +54,9 @@
 #define TRAVELS                                                                               \
 	(BIT(PG_referenced) | BIT(PG_uptodate) | BIT(PG_dirty) | BIT(PG_workingset) |         \
 	 BIT(PG_young) | BIT(PG_idle) | BIT(PG_anon_exclusive))
+
+/* And what a new page takes over beside these: its place on the LRU is found anew. */
+#define TAKEN_OVER ((TRAVELS | BIT(PG_active) | BIT(PG_swapbacked)) & ~BIT(PG_anon_exclusive))
 
 #define OWNERS 32	/* processes in a batch; pairs of further ones are left to move.c */
 
@@ -70,15 +78,18 @@ struct place {
 	struct folio *folio;	/* locked, frozen */
 };
 
-struct swapped {
-	struct place hot, cold;
+/* A pair that is under way, or one side of it to a new folio. */
+struct moving {
 	u32 index;
+	bool promotes;		/* fresh: to fast memory */
+	struct folio *fresh;	/* NULL: an exchange */
+	struct place place, partner;
 };
 
 /* Of the batch under way. Under move_mutex. */
 static struct owner owners[OWNERS];
 static u32 nr_owners;
-static struct swapped batch[HT_ENTRIES_PAIRS];
+static struct moving batch[HT_ENTRIES_PAIRS];
 static u32 nr_batch;
 
 /* ------------------------------------------------------------- processes */
@@ -180,9 +191,23 @@ static pte_t migration_entry(struct folio *folio, pte_t pte)
 	return pte_soft_dirty(pte) ? pte_swp_mksoft_dirty(entry) : entry;
 }
 
+/* The mapping's reference is the only one, and isolation's if it is to be freed. */
+static bool freeze(struct folio *folio, bool isolate)
+{
+	if (!isolate)
+		return folio_ref_freeze(folio, 1);
+	/* The LRU's lock is taken inside the table's, as mm/rmap.c has it. */
+	if (!ht_call(folio_isolate_lru)(folio))
+		return false;
+	if (folio_ref_freeze(folio, 2))
+		return true;
+	ht_call(folio_putback_lru)(folio);
+	return false;
+}
+
 /* Step 1 for one page. False: it is as it was. */
 static bool unmap(struct place *place, u32 pid, u64 space, unsigned long address,
-		  enum ht_tier tier)
+		  enum ht_tier tier, bool isolate)
 {
 	struct owner *owner = owner_of(pid, space);
 	struct folio *folio;
@@ -208,7 +233,7 @@ static bool unmap(struct place *place, u32 pid, u64 space, unsigned long address
 	folio = common_folio(ptep_get(ptep), tier);
 	/* the mapping's reference keeps the folio while the table is locked */
 	if (folio && folio_trylock(folio)) {
-		if (stays_common(folio) && folio_ref_freeze(folio, 1)) {
+		if (stays_common(folio) && freeze(folio, isolate)) {
 			pte = ptep_get_and_clear(owner->mm, address, ptep);
 			set_pte_at(owner->mm, address, ptep, migration_entry(folio, pte));
 			place->pte = pte;
@@ -224,6 +249,31 @@ static bool unmap(struct place *place, u32 pid, u64 space, unsigned long address
 	return done;
 }
 
+/* The entry of a place, its table locked, and whether it is still our migration entry. */
+static pte_t *map_lock(struct place *place, spinlock_t **ptl, pte_t *now, bool *ours)
+{
+	pte_t *ptep = ht_map_lock(place->pmdp, place->address, ptl);
+	swp_entry_t entry = {};
+
+	/* Cannot be: whoever frees page tables of anonymous memory has the mmap lock for writing. */
+	if (WARN_ON_ONCE(!ptep))
+		return NULL;
+	*now = ptep_get(ptep);
+	if (is_swap_pte(*now))
+		entry = pte_to_swp_entry(*now);
+	*ours = is_migration_entry(entry) && swp_offset_pfn(entry) == folio_pfn(place->folio);
+	return ptep;
+}
+
+static void set_entry(struct place *place, pte_t *ptep, pte_t now, struct folio *folio)
+{
+	pte_t pte = pfn_pte(folio_pfn(folio), pte_pgprot(place->pte));
+
+	if (!is_writable_migration_entry(pte_to_swp_entry(now)))
+		pte = pte_wrprotect(pte);
+	set_pte_at(place->owner->mm, place->address, ptep, pte);
+}
+
 /*
  * Step 4 for one place: maps a folio there that has its identity and is locked. One of
  * its references becomes the mapping's.
@@ -231,21 +281,13 @@ static bool unmap(struct place *place, u32 pid, u64 space, unsigned long address
 static void map(struct place *place, struct folio *folio)
 {
 	spinlock_t *ptl;
-	pte_t *ptep = ht_map_lock(place->pmdp, place->address, &ptl);
-	swp_entry_t entry = {};
-	pte_t now, pte;
+	bool ours;
+	pte_t now, *ptep = map_lock(place, &ptl, &now, &ours);
 
-	/* Cannot be: whoever frees page tables of anonymous memory has the mmap lock for writing. */
-	if (WARN_ON_ONCE(!ptep))
+	if (!ptep)
 		return;
-	now = ptep_get(ptep);
-	if (is_swap_pte(now))
-		entry = pte_to_swp_entry(now);
-	if (is_migration_entry(entry) && swp_offset_pfn(entry) == folio_pfn(place->folio)) {
-		pte = pfn_pte(folio_pfn(folio), pte_pgprot(place->pte));
-		if (!is_writable_migration_entry(entry))
-			pte = pte_wrprotect(pte);
-		set_pte_at(place->owner->mm, place->address, ptep, pte);
+	if (ours) {
+		set_entry(place, ptep, now, folio);
 	} else {
 		/* Discarded meanwhile. Under the lock, since that disables preemption: statistics. */
 		ht_call(folio_remove_rmap_ptes)(folio, folio_page(folio, 0), 1, place->vma);
@@ -301,29 +343,50 @@ static void put_back(struct place *place)
 }
 
 /* Step 1 for a pair. */
-static void unmap_pair(const struct ht_pair *pair, u32 index)
+static bool unmap_pair(struct moving *moving, const struct ht_pair *pair, u64 hot, u64 cold)
 {
-	struct swapped *swapped = &batch[nr_batch];
-	u64 hot = READ_ONCE(pair->hot_addr), cold = READ_ONCE(pair->cold_addr);
+	struct place *place = &moving->place, *partner = &moving->partner;
 
-	if (!hot || !cold || hot >= TASK_SIZE_MAX || cold >= TASK_SIZE_MAX)
-		return;
-	if (!unmap(&swapped->hot, READ_ONCE(pair->hot_pid), READ_ONCE(pair->hot_space),
-		   hot & PAGE_MASK, HT_TIER_SLOW))
-		return;
-	if (!unmap(&swapped->cold, READ_ONCE(pair->cold_pid), READ_ONCE(pair->cold_space),
-		   cold & PAGE_MASK, HT_TIER_FAST)) {
-		put_back(&swapped->hot);
-		return;
+	if (!unmap(place, READ_ONCE(pair->hot_pid), READ_ONCE(pair->hot_space), hot,
+		   HT_TIER_SLOW, false))
+		return false;
+	if (!unmap(partner, READ_ONCE(pair->cold_pid), READ_ONCE(pair->cold_space), cold,
+		   HT_TIER_FAST, false)) {
+		put_back(place);
+		return false;
 	}
 	/* Step 3 moves nobody's charge. */
-	if (!same_memcg(swapped->hot.folio, swapped->cold.folio)) {
-		put_back(&swapped->hot);
-		put_back(&swapped->cold);
-		return;
+	if (!same_memcg(place->folio, partner->folio)) {
+		put_back(place);
+		put_back(partner);
+		return false;
 	}
-	swapped->index = index;
-	nr_batch++;
+	return true;
+}
+
+/* Step 1 for a side without a partner. */
+static bool unmap_single(struct moving *moving, const struct ht_pair *pair, u64 hot, u64 cold)
+{
+	struct folio *fresh = ht_allocate(hot ? HT_TIER_FAST : HT_TIER_SLOW, 0);
+	bool done;
+
+	if (!fresh)
+		return false;
+	if (hot)
+		done = unmap(&moving->place, READ_ONCE(pair->hot_pid), READ_ONCE(pair->hot_space),
+			     hot, HT_TIER_SLOW, true);
+	else
+		done = unmap(&moving->place, READ_ONCE(pair->cold_pid), READ_ONCE(pair->cold_space),
+			     cold, HT_TIER_FAST, true);
+	if (!done) {
+		folio_put(fresh);
+		return false;
+	}
+	/* nobody else knows it */
+	folio_trylock(fresh);
+	moving->fresh = fresh;
+	moving->promotes = hot;
+	return true;
 }
 
 /* Step 2. */
@@ -340,9 +403,9 @@ static void flush(struct ht_exchange_run *run)
 	}
 }
 
-static void finish_pair(struct swapped *swapped)
+static void finish_pair(struct moving *moving)
 {
-	struct folio *hot = swapped->hot.folio, *cold = swapped->cold.folio;
+	struct folio *hot = moving->place.folio, *cold = moving->partner.folio;
 	void *a = kmap_local_folio(hot, 0), *b = kmap_local_folio(cold, 0);
 
 	ht_swap_page(a, b);
@@ -351,27 +414,135 @@ static void finish_pair(struct swapped *swapped)
 	swap_identities(hot, cold);
 	unfreeze(hot);
 	unfreeze(cold);
-	map(&swapped->hot, cold);
-	map(&swapped->cold, hot);
+	map(&moving->place, cold);
+	map(&moving->partner, hot);
 	let_go(hot);
 	let_go(cold);
 }
 
-void ht_exchange_entries(struct ht_pair *pairs, u32 nr, unsigned long *done,
-			 struct ht_exchange_run *run)
+/* The new folio takes the old one's identity but for what goes by the rmap functions. */
+static void take_over(struct folio *fresh, struct folio *old)
 {
+	copy_highpage(folio_page(fresh, 0), folio_page(old, 0));
+	set_mask_bits(&fresh->flags, TAKEN_OVER, READ_ONCE(old->flags) & TAKEN_OVER);
+	fresh->mapping = old->mapping;
+	fresh->index = old->index;
+}
+
+static void take_over_charge(struct folio *fresh, struct folio *old)
+{
+#ifdef CONFIG_MEMCG
+	fresh->memcg_data = old->memcg_data;
+	old->memcg_data = 0;
+#endif
+}
+
+/* False: it was discarded meanwhile, and the new folio with it. */
+static bool finish_single(struct moving *moving)
+{
+	struct place *place = &moving->place;
+	struct folio *old = place->folio, *fresh = moving->fresh;
+	spinlock_t *ptl;
+	bool ours;
+	pte_t now, *ptep;
+
+	take_over(fresh, old);
+	ptep = map_lock(place, &ptl, &now, &ours);
+	if (!ptep)
+		return false;
+	/* Statistics, by the old one's memcg and node, and then by the new one's. */
+	ht_call(folio_remove_rmap_ptes)(old, folio_page(old, 0), 1, place->vma);
+	if (ours) {
+		bool exclusive = PageAnonExclusive(folio_page(old, 0));
+
+		take_over_charge(fresh, old);
+		ht_call(folio_add_anon_rmap_ptes)(fresh, folio_page(fresh, 0), 1, place->vma,
+						  place->address, exclusive ? RMAP_EXCLUSIVE : RMAP_NONE);
+		folio_get(fresh);	/* the mapping's */
+		set_entry(place, ptep, now, fresh);
+	}
+	spin_unlock(ptl);
+	rcu_read_unlock();	/* of ht_map_lock() */
+	folio_ref_unfreeze(old, 1);
+	folio_unlock(old);
+	folio_unlock(fresh);
+	if (ours) {
+		/* It is no user's any more: off the LRU, uncharged, its last reference ours. */
+		folio_clear_active(old);
+		folio_put(old);
+		ht_call(folio_putback_lru)(fresh);
+	} else {
+		/* Still charged: it goes the way of all folios that were isolated. */
+		ht_call(folio_putback_lru)(old);
+		fresh->mapping = NULL;
+		folio_clear_active(fresh);
+		folio_put(fresh);
+	}
+	return ours;
+}
+
+static void account(struct moving *moving, struct ht_pair *pair, struct ht_exchange_run *run)
+{
+	bool promotes = !moving->fresh || moving->promotes;
+	bool demotes = !moving->fresh || !moving->promotes;
+
+	pair->mover = moving->fresh ? HT_MOVER_MIGRATE : HT_MOVER_EXCHANGE;
+	pair->hot_result = promotes ? HT_MOVE_DONE : HT_MOVE_NONE;
+	pair->cold_result = demotes ? HT_MOVE_DONE : HT_MOVE_NONE;
+	run->exchanged_pairs += !moving->fresh;
+	run->promoted_pages += promotes;
+	run->demoted_pages += demotes;
+	run->mover_pages[pair->mover] += promotes + demotes;
+}
+
+/* Step 1, if the pair is of the common kind. *more: it is, but what makes room goes first. */
+static void unmap_common(const struct ht_pair *pair, u32 index, u32 movers, bool makes_room,
+			 bool *more)
+{
+	u64 hot = READ_ONCE(pair->hot_addr) & PAGE_MASK;
+	u64 cold = READ_ONCE(pair->cold_addr) & PAGE_MASK;
+	struct moving *moving = &batch[nr_batch];
+	bool single = !hot || !cold;
+
+	if ((!hot && !cold) || hot >= TASK_SIZE_MAX || cold >= TASK_SIZE_MAX ||
+	    !(movers & (single ? HT_MIGRATES : HT_EXCHANGES)))
+		return;
+	if (makes_room != (cold != 0)) {
+		*more |= makes_room;
+		return;
+	}
+	moving->index = index;
+	moving->fresh = NULL;
+	if (single ? unmap_single(moving, pair, hot, cold) : unmap_pair(moving, pair, hot, cold))
+		nr_batch++;
+}
+
+void ht_move_entries(struct ht_pair *pairs, u32 nr, u32 movers, unsigned long *done,
+		     struct ht_exchange_run *run)
+{
+	bool makes_room = true, more;
 	u32 i;
 
 	bitmap_zero(done, nr);
-	for (i = 0; i < nr; i++)
-		unmap_pair(&pairs[i], i);
-	flush(run);
-	for (i = 0; i < nr_batch; i++) {
-		finish_pair(&batch[i]);
-		__set_bit(batch[i].index, done);
-		cond_resched();
-	}
-	run->batches += nr_batch != 0;
-	nr_batch = 0;
+	do {
+		more = false;
+		for (i = 0; i < nr; i++)
+			unmap_common(&pairs[i], i, movers, makes_room, &more);
+		flush(run);
+		for (i = 0; i < nr_batch; i++) {
+			struct moving *moving = &batch[i];
+
+			if (!moving->fresh)
+				finish_pair(moving);
+			else if (!finish_single(moving))
+				continue;
+			account(moving, &pairs[moving->index], run);
+			__set_bit(moving->index, done);
+			cond_resched();
+		}
+		run->batches += nr_batch != 0;
+		nr_batch = 0;
+		makes_room = false;
+	} while (more);
 	let_owners_go();
 }

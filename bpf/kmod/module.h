@@ -6,7 +6,7 @@
  *   policy.c   the struct_ops type, the seats, classify/admit/moved
  *   walk.c     spaces and their mappings, page-table walk
  *   move.c     exchange and migrate
- *   entries.c  exchange of small pages that are mapped once
+ *   entries.c  small pages that are mapped once
  *   abit.c     accessed bits, cleared and tested
  *   collapse.c khugepaged kept off what lies in both tiers
  */
@@ -46,7 +46,7 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start, unsigned long
 /* Every unexported function of the module, with the movers that need it. */
 #define HT_SYMBOLS(SYMBOL)                                           \
 	SYMBOL(folio_isolate_lru, HT_EXCHANGES | HT_MIGRATES)        \
-	SYMBOL(folio_putback_lru, HT_EXCHANGES)                      \
+	SYMBOL(folio_putback_lru, HT_EXCHANGES | HT_MIGRATES)        \
 	SYMBOL(lru_add_drain, HT_EXCHANGES | HT_MIGRATES)            \
 	SYMBOL(lru_add_drain_all, HT_EXCHANGES | HT_MIGRATES)        \
 	SYMBOL(try_to_migrate, HT_EXCHANGES)                         \
@@ -56,8 +56,9 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start, unsigned long
 	SYMBOL(__put_anon_vma, HT_EXCHANGES)                         \
 	SYMBOL(__folio_unqueue_deferred_split, HT_EXCHANGES)         \
 	SYMBOL(deferred_split_folio, HT_EXCHANGES)                   \
-	SYMBOL(folio_remove_rmap_ptes, HT_EXCHANGES)                 \
-	SYMBOL(flush_tlb_mm_range, HT_EXCHANGES)                     \
+	SYMBOL(folio_remove_rmap_ptes, HT_EXCHANGES | HT_MIGRATES)   \
+	SYMBOL(folio_add_anon_rmap_ptes, HT_MIGRATES)                \
+	SYMBOL(flush_tlb_mm_range, HT_EXCHANGES | HT_MIGRATES)       \
 	SYMBOL(migrate_pages, HT_MIGRATES)                           \
 	SYMBOL(putback_movable_pages, HT_MIGRATES)                   \
 	SYMBOL(split_huge_page_to_list_to_order, HT_SPLITS)
@@ -124,18 +125,23 @@ pte_t *ht_map_lock(pmd_t *pmdp, unsigned long address, spinlock_t **ptl);
 void ht_move_exit(void);
 /* Swaps the contents of two pages. */
 void ht_swap_page(u64 *a, u64 *b);
+/*
+ * A folio of that tier, or NULL. Small ones may dip into reserves: a batch gives back
+ * what it takes. Does not sleep.
+ */
+struct folio *ht_allocate(enum ht_tier tier, unsigned int order);
 
 /* ---------------------------------------------------------------- entries.c */
 
 #define HT_ENTRIES_PAIRS 1024	/* unmapped under one flush: users wait while they are copied */
 
 /*
- * Exchanges those of the pairs (HT_ENTRIES_PAIRS at most) whose pages are of the
- * common kind, and sets their bits in done. The others are as they were. Counts
- * batches and flush calls. Under move_mutex.
+ * Moves those of the pairs (HT_ENTRIES_PAIRS at most) whose pages are of the common
+ * kind, by these movers, accounts for them and sets their bits in done. The others are
+ * as they were. Under move_mutex.
  */
-void ht_exchange_entries(struct ht_pair *pairs, u32 nr, unsigned long *done,
-			 struct ht_exchange_run *run);
+void ht_move_entries(struct ht_pair *pairs, u32 nr, u32 movers, unsigned long *done,
+		     struct ht_exchange_run *run);
 
 /* --------------------------------------------------------------- collapse.c */
 

@@ -2,9 +2,11 @@
 /*
  * Moving pages between the tiers.
  *
+ * Small pages that are mapped once go by their page-table entries (entries.c), most
+ * of all moves. The rest goes by its folios, here:
+ *
  * exchange: a hot folio in slow memory and a cold one in fast memory change
- * places. Pairs of the common kind go by their page-table entries (entries.c);
- * of the others, both are unmapped (migration entries hold their users up), one TLB
+ * places. Both are unmapped (migration entries hold their users up), one TLB
  * flush serves the whole batch, their contents and identities are swapped,
  * and each one's users are mapped to the other. Nothing is allocated, both
  * nodes may be full.
@@ -470,23 +472,29 @@ struct target {
 	bool full;	/* an allocation failed */
 };
 
-/* Called by migrate_pages(). Small pages may dip into reserves: a batch gives back what it takes. */
-static struct folio *allocate(struct folio *source, unsigned long private)
+struct folio *ht_allocate(enum ht_tier tier, unsigned int order)
 {
-	struct target *target = (struct target *)private;
-	unsigned int order = folio_order(source);
 	gfp_t gfp = (GFP_HIGHUSER_MOVABLE & ~__GFP_RECLAIM) | __GFP_NOWARN | __GFP_NOMEMALLOC |
 		    __GFP_THISNODE | (order ? __GFP_COMP : __GFP_HIGH);
 	u64 nodes;
 
-	for (nodes = ht_tier_nodes(target->tier); nodes; nodes &= nodes - 1) {
+	for (nodes = ht_tier_nodes(tier); nodes; nodes &= nodes - 1) {
 		struct folio *folio = __folio_alloc(gfp, order, __ffs64(nodes), NULL);
 
 		if (folio)
 			return folio;
 	}
-	target->full = true;
 	return NULL;
+}
+
+/* Called by migrate_pages(). */
+static struct folio *allocate(struct folio *source, unsigned long private)
+{
+	struct target *target = (struct target *)private;
+	struct folio *folio = ht_allocate(target->tier, folio_order(source));
+
+	target->full |= !folio;
+	return folio;
 }
 
 /* A folio that migrate_pages() left on the list: whose was it, or a piece of whose, and why? */
@@ -591,16 +599,6 @@ static void choose(struct slot *slot, bool may_swap, bool may_migrate)
 		hot->result = cold->result = HT_MOVE_MISMATCH;
 }
 
-static void account_swapped(struct ht_pair *pair, struct ht_exchange_run *run)
-{
-	run->exchanged_pairs++;
-	run->promoted_pages++;
-	run->demoted_pages++;
-	run->mover_pages[HT_MOVER_EXCHANGE] += SIDES;
-	pair->hot_result = pair->cold_result = HT_MOVE_DONE;
-	pair->mover = HT_MOVER_EXCHANGE;
-}
-
 static void account(struct slot *slot, struct ht_exchange_run *run)
 {
 	int s;
@@ -670,23 +668,17 @@ void ht_move_exit(void)
 	flush_work(&drain_work);
 }
 
-/* Exchanges what is of the common kind; the other pairs get the slots from used on. */
-static u32 fill_slots(u32 used, struct ht_pair *pairs, u32 nr, bool may_swap,
+/* Moves what is of the common kind; the other pairs get the slots from used on. */
+static u32 fill_slots(u32 used, struct ht_pair *pairs, u32 nr, u32 movers,
 		      struct ht_exchange_run *run)
 {
 	static DECLARE_BITMAP(done, BATCH_PAIRS);	/* under move_mutex */
 	u32 i;
 
-	if (may_swap)
-		ht_exchange_entries(pairs, nr, done, run);
-	else
-		bitmap_zero(done, nr);
-	for (i = 0; i < nr; i++) {
-		if (test_bit(i, done))
-			account_swapped(&pairs[i], run);
-		else
+	ht_move_entries(pairs, nr, movers, done, run);
+	for (i = 0; i < nr; i++)
+		if (!test_bit(i, done))
 			slots[used++] = (struct slot){ .pair = &pairs[i] };
-	}
 	return used;
 }
 
@@ -706,8 +698,9 @@ static u32 keep_waiting(u32 nr, struct ht_exchange_run *run)
 
 static void move_all(struct ht_pair *pairs, u32 nr, u32 flags, struct ht_exchange_run *run)
 {
-	bool may_swap = ht_movers & HT_EXCHANGES && !(flags & HT_EXCHANGE_NO_SWAP);
-	bool may_migrate = ht_movers & HT_MIGRATES && !(flags & HT_EXCHANGE_NO_MIGRATE);
+	u32 movers = ht_movers & ~(flags & HT_EXCHANGE_NO_SWAP ? HT_EXCHANGES : 0) &
+		     ~(flags & HT_EXCHANGE_NO_MIGRATE ? HT_MIGRATES : 0);
+	bool may_swap = movers & HT_EXCHANGES, may_migrate = movers & HT_MIGRATES;
 	u32 next = 0, kept = 0, used, i;
 
 	while (next < nr || kept) {
@@ -715,7 +708,7 @@ static void move_all(struct ht_pair *pairs, u32 nr, u32 flags, struct ht_exchang
 
 		/* fresh pages have a reference while they are in this CPU's LRU batches */
 		ht_call(lru_add_drain)();
-		used = fill_slots(kept, pairs + next, now, may_swap, run);
+		used = fill_slots(kept, pairs + next, now, movers, run);
 		next += now;
 		look_up(slots + kept, used - kept, HOT);
 		look_up(slots + kept, used - kept, COLD);
