@@ -272,7 +272,9 @@ void moving(const std::string& build) {
   auto module = Module::open();
   if (!module) die(module.error().message);
   if (auto set = module->set_tiers({{1, 2}}); !set) die(set.error().message);
-  auto mover = Mover::open();
+  auto programs = load_programs({.moves = true});
+  if (!programs) die(programs.error().message);
+  auto mover = Mover::open(*programs);
   if (!mover) die(mover.error().message);
   (*mover)->spaces().nr = 1;
   (*mover)->spaces().req[0] = {};

@@ -9,7 +9,7 @@
 #include <bit>
 #include <chrono>
 
-#include "abit.skel.h"
+#include "guest.skel.h"
 
 namespace hypertier {
 namespace {
@@ -25,28 +25,20 @@ std::uint64_t thread_cpu_ns() {
 
 }  // namespace
 
-Result<std::unique_ptr<Abit>> Abit::open(double cpu_share) {
+Result<std::unique_ptr<Abit>> Abit::open(Programs programs, double cpu_share) {
   const double cpus = static_cast<double>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
-  std::unique_ptr<Abit> abit(new Abit(static_cast<std::uint64_t>(cpu_share * cpus * 1e9)));
-  LibbpfMessages messages;
-  abit->skeleton_ = abit_bpf__open_and_load();
-  if (!abit->skeleton_)
-    return messages.fail("cannot load the BPF program that reads accessed bits", errno,
-                         "the module hypertier must be loaded, in the version of this tierd (tierctl version)");
-  auto map = MappedMap::map(abit->skeleton_->maps.checks);
+  std::unique_ptr<Abit> abit(new Abit(std::move(programs), static_cast<std::uint64_t>(cpu_share * cpus * 1e9)));
+  auto map = MappedMap::map(abit->programs_->maps.checks);
   if (!map) return std::unexpected(map.error());
   abit->map_ = std::move(*map);
   return abit;
 }
 
 Result<> Abit::pin(const std::filesystem::path& dir) {
-  return hypertier::pin(bpf_map__fd(skeleton_->maps.checks), dir / "ht_checks");
+  return hypertier::pin(bpf_map__fd(programs_->maps.checks), dir / "ht_checks");
 }
 
-Abit::~Abit() {
-  stop();
-  abit_bpf__destroy(skeleton_);
-}
+Abit::~Abit() { stop(); }
 
 void Abit::start() {
   if (!running()) thread_ = std::jthread([this](std::stop_token stop) { loop(std::move(stop)); });
@@ -61,7 +53,7 @@ void Abit::stop() {
 Result<> Abit::step(ht_check_phase phase) {
   run().phase = phase;
   LIBBPF_OPTS(bpf_test_run_opts, options);
-  if (int err = bpf_prog_test_run_opts(bpf_program__fd(skeleton_->progs.bits), &options); err < 0)
+  if (int err = bpf_prog_test_run_opts(bpf_program__fd(programs_->progs.bits), &options); err < 0)
     return fail_errno("accessed bits cannot be read", -err);
   if (int err = static_cast<int>(options.retval); err < 0) return fail_errno("reading accessed bits failed", -err);
   return {};

@@ -14,17 +14,16 @@
 
 #include "adapter/adapter.hpp"
 #include "adapter/maps.hpp"
+#include "adapter/programs.hpp"
 #include "machine.hpp"
 #include "sources/abit_plan.hpp"
-
-struct abit_bpf;
 
 namespace hypertier {
 
 class Abit : public SampleSource {
  public:
-  // cpu_share: of the time of all online CPUs.
-  static Result<std::unique_ptr<Abit>> open(double cpu_share);
+  // programs: loaded with bits. cpu_share: of the time of all online CPUs.
+  static Result<std::unique_ptr<Abit>> open(Programs programs, double cpu_share);
   ~Abit() override;
 
   [[nodiscard]] Result<> pin(const std::filesystem::path& dir);
@@ -42,12 +41,12 @@ class Abit : public SampleSource {
   BitsStats bits_stats() const;
 
  private:
-  explicit Abit(std::uint64_t budget_ns_per_s) : plan_(budget_ns_per_s) {}
+  Abit(Programs programs, std::uint64_t budget_ns_per_s) : programs_(std::move(programs)), plan_(budget_ns_per_s) {}
   void loop(std::stop_token stop);
   Result<> step(ht_check_phase phase);
   ht_bits_run& run() const { return *map_.as<ht_bits_run>(); }
 
-  abit_bpf* skeleton_ = nullptr;
+  Programs programs_;
   MappedMap map_;
   mutable std::mutex mutex_;  // what follows is shared by the thread and the engine's
   std::condition_variable_any wake_;

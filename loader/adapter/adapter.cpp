@@ -30,17 +30,20 @@ class LoadedAdapter : public Adapter {
       std::uint64_t ram_bytes = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * HT_PAGE_SIZE;
       granules = granules_for(ram_bytes);
     }
-    auto mover = Mover::open(options.syscall_nodes);
+    const bool bits = options.bits_cpu_share > 0;
+    auto programs = load_programs({.moves = true, .bits = bits, .granules = granules, .ring_bytes = 256 << 10});
+    if (!programs) return std::unexpected(programs.error());
+    auto mover = Mover::open(*programs, options.syscall_nodes);
     if (!mover) return std::unexpected(mover.error());
-    auto sampler = Sampler::open(granules, options.settle);
+    auto sampler = Sampler::open(*programs, options.settle);
     if (!sampler) return std::unexpected(sampler.error());
-    auto spaces = SpaceWatcher::open();
+    auto spaces = SpaceWatcher::open(*programs);
     if (!spaces) return std::unexpected(spaces.error());
     mover_ = std::move(*mover);
     sampler_ = std::move(*sampler);
     spaces_ = std::move(*spaces);
-    if (options.bits_cpu_share > 0) {
-      auto abit = Abit::open(options.bits_cpu_share);
+    if (bits) {
+      auto abit = Abit::open(*programs, options.bits_cpu_share);
       if (!abit) return std::unexpected(abit.error());
       abit_ = std::move(*abit);
     }

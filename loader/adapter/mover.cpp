@@ -12,7 +12,7 @@
 #include <set>
 
 #include "adapter/syscall_mover.hpp"
-#include "mover.skel.h"
+#include "guest.skel.h"
 
 namespace hypertier {
 namespace {
@@ -83,16 +83,10 @@ class MovingCpu {
 
 }  // namespace
 
-Result<std::unique_ptr<Mover>> Mover::open(const std::optional<std::array<int, HT_TIERS>>& syscall_nodes) {
-  std::unique_ptr<Mover> mover(new Mover);
+Result<std::unique_ptr<Mover>> Mover::open(Programs programs, const std::optional<std::array<int, HT_TIERS>>& syscall_nodes) {
+  std::unique_ptr<Mover> mover(new Mover(std::move(programs)));
   mover->syscall_nodes_ = syscall_nodes;
-  LibbpfMessages messages;
-  mover->skeleton_ = mover_bpf__open_and_load();
-  if (!mover->skeleton_)
-    return messages.fail(
-        "cannot load the mover's BPF programs", errno,
-        "the module hypertier must be loaded, in the version of this tierd (tierctl version)");
-  auto& maps = mover->skeleton_->maps;
+  auto& maps = mover->programs_->maps;
   for (auto [mapped, map] :
        {std::pair(&mover->spaces_, maps.spaces), std::pair(&mover->mappings_, maps.mappings),
         std::pair(&mover->walks_, maps.walks), std::pair(&mover->pages_, maps.pages),
@@ -105,7 +99,7 @@ Result<std::unique_ptr<Mover>> Mover::open(const std::optional<std::array<int, H
 }
 
 Result<> Mover::pin(const std::filesystem::path& dir) {
-  auto& maps = skeleton_->maps;
+  auto& maps = programs_->maps;
   for (auto [name, map] : {std::pair("ht_spaces", maps.spaces), std::pair("ht_mappings", maps.mappings),
                            std::pair("ht_walks", maps.walks), std::pair("ht_pages", maps.pages),
                            std::pair("ht_pairs", maps.pairs), std::pair("ht_exchange", maps.exchange)})
@@ -113,8 +107,6 @@ Result<> Mover::pin(const std::filesystem::path& dir) {
   pins_ = dir;
   return {};
 }
-
-Mover::~Mover() { mover_bpf__destroy(skeleton_); }
 
 namespace {
 
@@ -141,8 +133,8 @@ std::uint64_t cpu_ns() {
 
 }  // namespace
 
-Result<> Mover::run_spaces() { return run(skeleton_->progs.spaces_run); }
-Result<> Mover::run_walks() { return run(skeleton_->progs.walk); }
+Result<> Mover::run_spaces() { return run(programs_->progs.spaces_run); }
+Result<> Mover::run_walks() { return run(programs_->progs.walk); }
 
 Result<> Mover::run_exchange(ht_exchange_run& header) {
   std::set<pid_t> calling;
@@ -158,7 +150,7 @@ Result<> Mover::run_exchange(ht_exchange_run& header) {
     return {};
   }
   *exchange_.as<ht_exchange_run>() = header;
-  auto done = run(skeleton_->progs.exchange_run);
+  auto done = run(programs_->progs.exchange_run);
   header = *exchange_.as<ht_exchange_run>();
   header.ns = cpu_ns() - start_ns;
   return done;
@@ -170,7 +162,7 @@ class Caller final : public PolicyCaller {
   Caller(Mover& mover, __u32 number, __u64 cgroup_id) : mover_(mover), at_{number}, cgroup_id_(cgroup_id) {}
   ~Caller() override {
     if (map_ && !mover_.pins_.empty()) unlink(pin_path().c_str());
-    if (map_) bpf_map_delete_elem(bpf_map__fd(mover_.skeleton_->maps.calls), &at_.number);
+    if (map_) bpf_map_delete_elem(bpf_map__fd(mover_.programs_->maps.calls), &at_.number);
     if (call_) munmap(call_, kBytes);
     std::lock_guard held(mover_.callers_lock_);
     mover_.numbers_[at_.number] = false;
@@ -178,11 +170,11 @@ class Caller final : public PolicyCaller {
 
   Result<> make() {
     // Its type is told, so that who looks at it sees fields and not bytes.
-    const btf* types = bpf_object__btf(mover_.skeleton_->obj);
+    const btf* types = bpf_object__btf(mover_.programs_->obj);
     const __s32 key = btf__find_by_name_kind(types, "unsigned int", BTF_KIND_INT);
     const __s32 value = btf__find_by_name_kind(types, "ht_call", BTF_KIND_STRUCT);
     if (key < 0 || value < 0) return fail_errno("the mover's BTF lacks struct ht_call", ENOENT);
-    LIBBPF_OPTS(bpf_map_create_opts, options, .btf_fd = static_cast<__u32>(bpf_object__btf_fd(mover_.skeleton_->obj)),
+    LIBBPF_OPTS(bpf_map_create_opts, options, .btf_fd = static_cast<__u32>(bpf_object__btf_fd(mover_.programs_->obj)),
                 .btf_key_type_id = static_cast<__u32>(key), .btf_value_type_id = static_cast<__u32>(value),
                 .map_flags = BPF_F_MMAPABLE);
     Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY, "ht_call", sizeof(__u32), sizeof(ht_call), 1, &options));
@@ -191,7 +183,7 @@ class Caller final : public PolicyCaller {
     if (call == MAP_FAILED) return fail_errno("cannot mmap a scope's map", errno);
     call_ = static_cast<ht_call*>(call);
     int fd = map.get();
-    if (int err = bpf_map_update_elem(bpf_map__fd(mover_.skeleton_->maps.calls), &at_.number, &fd, BPF_ANY); err < 0)
+    if (int err = bpf_map_update_elem(bpf_map__fd(mover_.programs_->maps.calls), &at_.number, &fd, BPF_ANY); err < 0)
       return fail_errno("cannot enter a scope's map", -err);
     map_ = std::move(map);
     return mover_.pins_.empty() ? Result<>() : hypertier::pin(map_.get(), pin_path());
@@ -200,9 +192,9 @@ class Caller final : public PolicyCaller {
   std::span<tier_range> ranges() override { return call_->ranges; }
   std::span<tier_pair> pairs() override { return call_->pairs; }
   std::span<tier_result> results() override { return call_->results; }
-  Result<> run_classify(ht_run& header) override { return ask(mover_.skeleton_->progs.classify, header); }
-  Result<> run_admit(ht_run& header) override { return ask(mover_.skeleton_->progs.admit, header); }
-  Result<> run_moved(ht_run& header) override { return ask(mover_.skeleton_->progs.moved, header); }
+  Result<> run_classify(ht_run& header) override { return ask(mover_.programs_->progs.classify, header); }
+  Result<> run_admit(ht_run& header) override { return ask(mover_.programs_->progs.admit, header); }
+  Result<> run_moved(ht_run& header) override { return ask(mover_.programs_->progs.moved, header); }
 
  private:
   std::filesystem::path pin_path() const { return mover_.pins_ / ("ht_call_" + std::to_string(cgroup_id_)); }

@@ -13,17 +13,15 @@
 #include <set>
 
 #include "adapter/maps.hpp"
+#include "adapter/programs.hpp"
 #include "machine.hpp"
-
-struct mover_bpf;
 
 namespace hypertier {
 
 class Mover : public Machine {
  public:
-  // syscall_nodes: see AdapterOptions.
-  static Result<std::unique_ptr<Mover>> open(const std::optional<std::array<int, HT_TIERS>>& syscall_nodes = {});
-  ~Mover() override;
+  // programs: loaded with moves. syscall_nodes: see AdapterOptions.
+  static Result<std::unique_ptr<Mover>> open(Programs programs, const std::optional<std::array<int, HT_TIERS>>& syscall_nodes = {});
 
   // For all to look at, and every caller's map made later on.
   [[nodiscard]] Result<> pin(const std::filesystem::path& dir);
@@ -43,9 +41,9 @@ class Mover : public Machine {
 
  private:
   friend class Caller;
-  Mover() = default;
+  explicit Mover(Programs programs) : programs_(std::move(programs)) {}
 
-  mover_bpf* skeleton_ = nullptr;
+  Programs programs_;
   std::optional<std::array<int, HT_TIERS>> syscall_nodes_;
   MappedMap spaces_, mappings_, walks_, pages_, pairs_, exchange_;
   std::filesystem::path pins_;

@@ -15,7 +15,7 @@
 #include <charconv>
 #include <cstring>
 
-#include "sampler.skel.h"
+#include "guest.skel.h"
 
 namespace hypertier {
 namespace {
@@ -43,8 +43,6 @@ Result<> grace_period() {
   return {};
 }
 
-constexpr std::uint32_t kHintsMin = 8192;  // as many as the BPF object declares
-
 // HT_HINT() of bpf/sampler.h.
 __u32 hint_of(const ht_granule_key& key) {
   return static_cast<__u32>(key.granule) + static_cast<__u32>(key.space) * 0x9e3779b1U;
@@ -52,35 +50,15 @@ __u32 hint_of(const ht_granule_key& key) {
 
 }  // namespace
 
-Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules, std::function<Result<>()> settle) {
-  // Up to 2^22 = 8 TiB of tracked memory; the cursors wrap by mask.
-  if (granules < 2 || granules > 1U << 22)
-    return fail("cannot track " + std::to_string(granules) + " granules",
-                "tierd --granules takes 2 to 4194304");
+Result<std::unique_ptr<Sampler>> Sampler::open(Programs programs, std::function<Result<>()> settle) {
   long commands = settle ? 0 : syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
   if (!settle && (commands < 0 || !(commands & MEMBARRIER_CMD_GLOBAL)))
     return fail("this kernel has no membarrier(MEMBARRIER_CMD_GLOBAL)", "boot without nohz_full");
 
-  std::uint32_t capacity = std::bit_ceil(granules);
-  std::unique_ptr<Sampler> sampler(new Sampler(capacity, settle ? std::move(settle) : grace_period));
-  LibbpfMessages messages;
-  sampler->skeleton_ = sampler_bpf__open();
-  if (!sampler->skeleton_) return messages.fail("cannot open the sampler's BPF object", errno);
-  auto& maps = sampler->skeleton_->maps;
-  // Twice as many hints as granules: several address spaces seldom meet.
-  std::uint32_t hints = std::max(2 * capacity, kHintsMin);
-  sampler->hint_mask_ = hints - 1;
-  if (int err = bpf_map__set_value_size(maps.data_hints, hints * sizeof(__u32)); err < 0)
-    return messages.fail("cannot size the sampler's hints", -err);
-  sampler->skeleton_->rodata->ht_hint_mask = sampler->hint_mask_;
-  bpf_map__set_max_entries(maps.ht_index, capacity);
-  bpf_map__set_max_entries(maps.ht_granules, 2 * capacity);
-  bpf_map__set_max_entries(maps.ht_changed, 2 * capacity);
-  bpf_map__set_max_entries(maps.ht_free, capacity);
-  if (sampler_bpf__load(sampler->skeleton_))
-    return messages.fail("cannot load the sampler with " + std::to_string(capacity) + " granules", errno,
-                         errno == ENOMEM ? "fewer granules need less memory: tierd --granules" : "");
-
+  auto& maps = programs->maps;
+  const std::uint32_t capacity = bpf_map__max_entries(maps.ht_index);
+  std::unique_ptr<Sampler> sampler(new Sampler(programs, capacity, settle ? std::move(settle) : grace_period));
+  sampler->hint_mask_ = programs->rodata->ht_hint_mask;
   for (auto [mapped, map] :
        {std::pair(&sampler->granules_, maps.ht_granules), std::pair(&sampler->changed_, maps.ht_changed),
         std::pair(&sampler->free_, maps.ht_free)}) {
@@ -100,11 +78,10 @@ Result<std::unique_ptr<Sampler>> Sampler::open(std::uint32_t granules, std::func
   return sampler;
 }
 
-ht_control& Sampler::control() const { return skeleton_->data_control->ht_control; }
+ht_control& Sampler::control() const { return programs_->data_control->ht_control; }
 
 Sampler::~Sampler() {
   cpus_.clear();  // before the program they are attached to
-  sampler_bpf__destroy(skeleton_);
 }
 
 Result<Sampler::Attached> Sampler::attach(const SourceEvent& event, int cpu) {
@@ -118,7 +95,7 @@ Result<Sampler::Attached> Sampler::attach(const SourceEvent& event, int cpu) {
   attached.period = event.attr.sample_period;
   LibbpfMessages messages;
   // enables the event as well, and owns its descriptor from here on
-  attached.link = bpf_program__attach_perf_event(skeleton_->progs.ht_sample, open->fd);
+  attached.link = bpf_program__attach_perf_event(programs_->progs.ht_sample, open->fd);
   if (!attached.link) {
     int err = errno;
     close(open->fd);
@@ -234,7 +211,7 @@ void Sampler::follow_hotplug() {
 Result<> Sampler::delete_keys(const std::vector<Slots::Leaving>& leaving) {
   std::vector<ht_granule_key> keys;
   for (const auto& gone : leaving) keys.push_back(gone.key);
-  int index = bpf_map__fd(skeleton_->maps.ht_index);
+  int index = bpf_map__fd(programs_->maps.ht_index);
   // a batch stops at a key that is not there; that one is gone as wanted
   for (std::size_t at = 0; at < keys.size();) {
     __u32 count = static_cast<__u32>(keys.size() - at);
@@ -246,7 +223,7 @@ Result<> Sampler::delete_keys(const std::vector<Slots::Leaving>& leaving) {
 }
 
 void Sampler::clear_hints(const std::vector<Slots::Leaving>& leaving) {
-  auto* hints = skeleton_->data_hints->ht_hints;
+  auto* hints = programs_->data_hints->ht_hints;
   for (const auto& gone : leaving) {
     __u32& hint = hints[hint_of(gone.key) & hint_mask_];
     __u32 expected = gone.slot;
@@ -294,7 +271,7 @@ ht_sampler_stats Sampler::stats() {
   ht_sampler_stats sum{};
   std::vector<std::array<__u64, HT_DROPS>> cpus(libbpf_num_possible_cpus());
   __u32 key = 0;
-  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.ht_drops), &key, cpus.data()) < 0) return sum;
+  if (bpf_map_lookup_elem(bpf_map__fd(programs_->maps.ht_drops), &key, cpus.data()) < 0) return sum;
   sum.samples_total = counted_total_;
   for (const auto& dropped : cpus) {
     for (int reason = 0; reason < HT_DROPS; ++reason) {
@@ -308,7 +285,7 @@ ht_sampler_stats Sampler::stats() {
 SamplerCost Sampler::cost() const {
   bpf_prog_info info{};
   __u32 length = sizeof(info);
-  if (bpf_prog_get_info_by_fd(bpf_program__fd(skeleton_->progs.ht_sample), &info, &length) < 0) return {};
+  if (bpf_prog_get_info_by_fd(bpf_program__fd(programs_->progs.ht_sample), &info, &length) < 0) return {};
   return {info.run_time_ns, info.run_cnt};
 }
 
@@ -319,7 +296,7 @@ GranuleUse Sampler::granules() const {
 }
 
 Result<> Sampler::pin(const std::filesystem::path& dir) {
-  auto& maps = skeleton_->maps;
+  auto& maps = programs_->maps;
   for (auto [name, map] : {std::pair("ht_control", maps.data_control), std::pair("ht_hints", maps.data_hints),
                            std::pair("ht_index", maps.ht_index), std::pair("ht_granules", maps.ht_granules),
                            std::pair("ht_changed", maps.ht_changed), std::pair("ht_free", maps.ht_free),

@@ -12,17 +12,16 @@
 
 #include "adapter/adapter.hpp"
 #include "adapter/maps.hpp"
+#include "adapter/programs.hpp"
 #include "adapter/slots.hpp"
 #include "machine.hpp"
-
-struct sampler_bpf;
 
 namespace hypertier {
 
 class Sampler : public SampleSource {
  public:
-  // granules is rounded up to a power of two. settle: see AdapterOptions.
-  static Result<std::unique_ptr<Sampler>> open(std::uint32_t granules, std::function<Result<>()> settle = {});
+  // programs: loaded with granules. settle: see AdapterOptions.
+  static Result<std::unique_ptr<Sampler>> open(Programs programs, std::function<Result<>()> settle = {});
   ~Sampler() override;
 
   [[nodiscard]] Result<> start(const ChosenSource& source);
@@ -56,7 +55,8 @@ class Sampler : public SampleSource {
     ~Attached() { bpf_link__destroy(link); }
   };
 
-  Sampler(std::uint32_t capacity, std::function<Result<>()> settle) : settle_(std::move(settle)), slots_(capacity) {}
+  Sampler(Programs programs, std::uint32_t capacity, std::function<Result<>()> settle)
+      : programs_(std::move(programs)), settle_(std::move(settle)), slots_(capacity) {}
   Result<Attached> attach(const SourceEvent& event, int cpu);
   void follow_hotplug();
   Result<> attach_new_cpus(bool all_or_error);
@@ -64,8 +64,8 @@ class Sampler : public SampleSource {
   Result<> delete_keys(const std::vector<Slots::Leaving>& leaving);
   void clear_hints(const std::vector<Slots::Leaving>& leaving);
 
+  Programs programs_;
   std::function<Result<>()> settle_;
-  sampler_bpf* skeleton_ = nullptr;
   std::uint32_t hint_mask_ = 0;
   std::uint64_t counted_total_ = 0;  // samples drained
   MappedMap granules_, changed_, free_;

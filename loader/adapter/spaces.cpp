@@ -7,41 +7,36 @@
 #include <cstring>
 #include <vector>
 
-#include "spaces.skel.h"
+#include "guest.skel.h"
 
 namespace hypertier {
 
-Result<std::unique_ptr<SpaceWatcher>> SpaceWatcher::open(std::uint32_t ring_bytes) {
-  std::unique_ptr<SpaceWatcher> watcher(new SpaceWatcher);
-  LibbpfMessages messages;
-  watcher->skeleton_ = spaces_bpf__open();
-  if (watcher->skeleton_) bpf_map__set_max_entries(watcher->skeleton_->maps.ht_space_events, ring_bytes);
-  if (!watcher->skeleton_ || spaces_bpf__load(watcher->skeleton_))
-    return messages.fail("cannot load the BPF programs that watch processes", errno);
+Result<std::unique_ptr<SpaceWatcher>> SpaceWatcher::open(Programs programs) {
+  std::unique_ptr<SpaceWatcher> watcher(new SpaceWatcher(std::move(programs)));
   auto receive = [](void* context, void* data, std::size_t) {
     auto* self = static_cast<SpaceWatcher*>(context);
     if (self->handler_) (*self->handler_)(*static_cast<const ht_space_event*>(data));
     return 0;
   };
-  watcher->ring_ = ring_buffer__new(bpf_map__fd(watcher->skeleton_->maps.ht_space_events), receive,
+  watcher->ring_ = ring_buffer__new(bpf_map__fd(watcher->programs_->maps.ht_space_events), receive,
                                     watcher.get(), nullptr);
   if (!watcher->ring_) return fail_errno("cannot map the ring of process events", errno);
   return watcher;
 }
 
 SpaceWatcher::~SpaceWatcher() {
+  stop();
   ring_buffer__free(ring_);
-  spaces_bpf__destroy(skeleton_);
 }
 
 Result<> SpaceWatcher::pin(const std::filesystem::path& dir) {
-  return hypertier::pin(bpf_map__fd(skeleton_->maps.bss), dir / "ht_events_lost");
+  return hypertier::pin(bpf_map__fd(programs_->maps.bss), dir / "ht_events_lost");
 }
 
 Result<> SpaceWatcher::start() {
   LibbpfMessages messages;
-  auto& links = skeleton_->links;
-  auto& programs = skeleton_->progs;
+  auto& links = programs_->links;
+  auto& programs = programs_->progs;
   for (auto [link, program] :
        {std::pair(&links.ht_fork, programs.ht_fork), std::pair(&links.ht_exec, programs.ht_exec),
         std::pair(&links.ht_exit, programs.ht_exit), std::pair(&links.ht_attach, programs.ht_attach),
@@ -59,7 +54,7 @@ Result<> SpaceWatcher::start() {
 }
 
 void SpaceWatcher::stop() {
-  auto& links = skeleton_->links;
+  auto& links = programs_->links;
   for (auto* link : {&links.ht_fork, &links.ht_exec, &links.ht_exit, &links.ht_attach, &links.ht_cgroup_gone}) {
     bpf_link__destroy(*link);
     *link = nullptr;
@@ -71,7 +66,7 @@ void SpaceWatcher::stop() {
 int SpaceWatcher::fd() const { return ring_buffer__epoll_fd(ring_); }
 
 std::uint64_t SpaceWatcher::lost() const {
-  return std::atomic_ref(skeleton_->bss->ht_space_events_lost).load(std::memory_order_relaxed);
+  return std::atomic_ref(programs_->bss->ht_space_events_lost).load(std::memory_order_relaxed);
 }
 
 Result<> SpaceWatcher::consume(const Handler& handler) {
@@ -102,7 +97,7 @@ Result<> SpaceWatcher::events(const Handler& handler, const std::function<void()
 }
 
 Result<> SpaceWatcher::scan(const Handler& handler) {
-  bpf_link* link = bpf_program__attach_iter(skeleton_->progs.ht_tasks, nullptr);
+  bpf_link* link = bpf_program__attach_iter(programs_->progs.ht_tasks, nullptr);
   if (!link) return fail_errno("cannot attach the task iterator", errno);
   Fd iterator(bpf_iter_create(bpf_link__fd(link)));
   int err = errno;

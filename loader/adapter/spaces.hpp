@@ -8,8 +8,7 @@
 #include <memory>
 
 #include "adapter/maps.hpp"
-
-struct spaces_bpf;
+#include "adapter/programs.hpp"
 
 namespace hypertier {
 
@@ -17,8 +16,8 @@ class SpaceWatcher {
  public:
   using Handler = std::function<void(const ht_space_event&)>;
 
-  // ring_bytes: room for events that wait, a power of two of pages
-  static Result<std::unique_ptr<SpaceWatcher>> open(std::uint32_t ring_bytes = 256 << 10);
+  // programs: loaded with ring_bytes
+  static Result<std::unique_ptr<SpaceWatcher>> open(Programs programs);
   ~SpaceWatcher();
 
   [[nodiscard]] Result<> start();
@@ -32,11 +31,11 @@ class SpaceWatcher {
   [[nodiscard]] Result<> scan(const Handler& handler);
 
  private:
-  SpaceWatcher() = default;
+  explicit SpaceWatcher(Programs programs) : programs_(std::move(programs)) {}
   Result<> consume(const Handler& handler);
   std::uint64_t lost() const;
 
-  spaces_bpf* skeleton_ = nullptr;
+  Programs programs_;
   ring_buffer* ring_ = nullptr;
   const Handler* handler_ = nullptr;  // during consume() only
   std::uint64_t lost_seen_ = 0;

@@ -23,7 +23,7 @@ namespace hypertier::test {
 
 bool read_bits = false;
 
-Bits::Bits() : object_(bpf_object__open_file((build_dir + "/bpf/abit.bpf.o").c_str(), nullptr)) {
+Bits::Bits() : object_(bpf_object__open_file((build_dir + "/bpf/parts/abit.bpf.o").c_str(), nullptr)) {
   if (!object_ || bpf_object__load(object_)) throw std::runtime_error("abit.bpf.o does not load");
   bpf_map* map = bpf_object__find_map_by_name(object_, "checks");
   void* run = mmap(nullptr, sizeof(ht_bits_run), PROT_READ | PROT_WRITE, MAP_SHARED, bpf_map__fd(map), 0);

@@ -67,7 +67,7 @@ int Device::eject(std::uint64_t cgroup_id, std::uint64_t generation, std::uint32
   return ioctl(fd_, HT_IOC_EJECT, &seat) ? errno : 0;
 }
 
-Mover::Mover() : object_(bpf_object__open_file((build_dir + "/bpf/mover.bpf.o").c_str(), nullptr)) {
+Mover::Mover() : object_(bpf_object__open_file((build_dir + "/bpf/parts/mover.bpf.o").c_str(), nullptr)) {
   if (!object_) die("mover.bpf.o");
   if (bpf_object__load(object_)) die("loading mover.bpf.o");
   bpf_map* map;

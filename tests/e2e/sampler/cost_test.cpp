@@ -90,7 +90,9 @@ TEST(Cost, SamplerAgainstAnEmptyProgramAndByFootprint) {
   for (auto* link : links) bpf_link__destroy(link);
   sampler_test_bpf__destroy(skeleton);
 
-  auto sampler = Sampler::open(2 * kMany);
+  auto programs = load_programs({.granules = 2 * kMany});
+  ASSERT_TRUE(programs) << programs.error().message;
+  auto sampler = Sampler::open(*programs);
   ASSERT_TRUE(sampler) << sampler.error().message;
   auto started = (*sampler)->start(page_faults());
   ASSERT_TRUE(started) << started.error().message;

@@ -16,7 +16,10 @@ namespace {
 constexpr std::size_t kPage = HT_PAGE_SIZE;
 
 std::unique_ptr<Sampler> open_sampler(std::uint32_t granules) {
-  auto sampler = Sampler::open(granules);
+  auto programs = load_programs({.granules = granules});
+  EXPECT_TRUE(programs) << programs.error().message;
+  if (!programs) return nullptr;
+  auto sampler = Sampler::open(*programs);
   EXPECT_TRUE(sampler) << sampler.error().message;
   return sampler ? std::move(*sampler) : nullptr;
 }

@@ -25,7 +25,9 @@ class Processes : public testing::Test {
   void SetUp() override { watch(256 << 10); }
 
   void watch(std::uint32_t ring_bytes) {
-    auto opened = SpaceWatcher::open(ring_bytes);
+    auto programs = load_programs({.ring_bytes = ring_bytes});
+    ASSERT_TRUE(programs) << programs.error().message;
+    auto opened = SpaceWatcher::open(*programs);
     ASSERT_TRUE(opened) << opened.error().message;
     watcher = std::move(*opened);
     auto started = watcher->start();
