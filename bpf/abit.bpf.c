@@ -9,7 +9,7 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-extern int hypertier_bits(void *run, u32 run__sz) __ksym;
+extern int hypertier_bits(void *run, u32 run__sz) __ksym __weak;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

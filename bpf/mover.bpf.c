@@ -15,18 +15,19 @@ char LICENSE[] SEC("license") = "GPL";
 /*
  * pahole 1.24 writes no declarations of kfuncs into BTF; these are the
  * module's. void: the verifier knows no arrays of structs within an argument.
+ * __weak: the sampler, in the same object, loads without the module too.
  */
 extern int hypertier_classify(struct ht_run *run, u32 run__sz, struct tier_range *ranges,
-			      u32 ranges__sz) __ksym;
+			      u32 ranges__sz) __ksym __weak;
 extern int hypertier_admit(struct ht_run *run, u32 run__sz, struct tier_pair *pairs,
-			   u32 pairs__sz) __ksym;
+			   u32 pairs__sz) __ksym __weak;
 extern int hypertier_moved(struct ht_run *run, u32 run__sz, struct tier_result *results,
-			   u32 results__sz) __ksym;
+			   u32 results__sz) __ksym __weak;
 extern int hypertier_spaces(void *run, u32 run__sz, struct ht_mapping *mappings,
-			    u32 mappings__sz) __ksym;
-extern int hypertier_walk(void *run, u32 run__sz, u64 *pages, u32 pages__sz) __ksym;
+			    u32 mappings__sz) __ksym __weak;
+extern int hypertier_walk(void *run, u32 run__sz, u64 *pages, u32 pages__sz) __ksym __weak;
 extern int hypertier_exchange(struct ht_exchange_run *run, u32 run__sz, struct ht_pair *pairs,
-			      u32 pairs__sz) __ksym;
+			      u32 pairs__sz) __ksym __weak;
 
 /* Map values must be one struct each: an array of its own is no value type. */
 struct ht_mappings { struct ht_mapping mapping[HT_MAPPINGS_MAX]; };
