@@ -16,6 +16,8 @@ namespace {
 // Pages are listed and offered to the policy for so many times the budget, so
 // that a refusal or a failure is made up for by the next in rank.
 constexpr __u64 kOverplan = 4;
+// Rates that differ by less than this part of them are about equal.
+constexpr __u32 kAlikePart = 8;
 // Pairs of ranges that a policy is asked about in an epoch. Ranges of single pages
 // are bounded by the plan: with fewer the budget would not be reached.
 constexpr std::size_t kGroupsMax = 2048;
@@ -916,6 +918,43 @@ Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_ma
   return {};
 }
 
+// Ranges about as hot as the one at the cut: few samples do not tell which of them is
+// hotter. Each gets fast memory for the same share of its pages, or processes whose ranges
+// come first would have all of it. By rates: what heat means is the policy's business.
+// Only where that costs no walk.
+Scope::Equals Scope::equals_at_cut(__u64 capacity) const {
+  Equals equals;
+  if (!partition_->knows_pages()) return equals;
+  const auto heat = [&](std::size_t rank) { return ranges_[ranked_[rank]].heat; };
+  const auto rate = [&](std::size_t rank) { return ranges_[ranked_[rank]].rate; };
+  const auto pages = [&](std::size_t rank) { return bound_pages(ranges_[ranked_[rank]], partition_->residency(ranked_[rank])); };
+  __u64 hotter = 0;
+  std::size_t cut = 0;
+  while (cut < ranked_.size() && heat(cut) && hotter + pages(cut) <= capacity) hotter += pages(cut++);
+  if (cut == ranked_.size() || !heat(cut)) return equals;
+  const auto alike = [&](std::size_t rank) {
+    return std::max(rate(rank), rate(cut)) - std::min(rate(rank), rate(cut)) <= rate(cut) / kAlikePart;
+  };
+  std::size_t last = cut;
+  __u64 total = 0;
+  for (; last < ranked_.size() && heat(last) && alike(last); ++last) total += pages(last);
+  for (equals.first = cut; equals.first && alike(equals.first - 1); --equals.first) {
+    total += pages(equals.first - 1);
+    hotter -= pages(equals.first - 1);
+  }
+  // What one cannot have in whole pages the next may.
+  const __u64 room = capacity - hotter;
+  __u64 so_far = 0, given = 0;
+  for (std::size_t rank = equals.first; rank < last; ++rank) {
+    so_far += pages(rank);
+    const auto due = static_cast<__u64>(static_cast<unsigned __int128>(room) * so_far / std::max<__u64>(total, 1)) - given;
+    const __u64 unit = ranges_[ranked_[rank]].flags & TIER_RANGE_HUGE ? HT_GRANULE_PAGES : 1;
+    equals.may_have.push_back(std::min(due / unit * unit, pages(rank)));
+    given += equals.may_have.back();
+  }
+  return equals;
+}
+
 // From the hottest down as long as what is resident fits the capacity. The
 // range at the cut takes part with the pages that still fit: otherwise a range
 // larger than the tier would leave it to colder ones.
@@ -923,6 +962,7 @@ Result<> Scope::select_hot(EpochReport& report) {
   const std::size_t batch_size = walk_batch();
   const __u64 capacity = report.scope.fast_capacity_pages;
   const __u64 want = kOverplan * budget_pages_;
+  const Equals equals = equals_at_cut(capacity);
   __u64 resident = 0;
   __u64 wanted = 0;
   bool full = false;
@@ -932,26 +972,39 @@ Result<> Scope::select_hot(EpochReport& report) {
   auto hot = [&](std::size_t rank) { return rank < ranked_.size() && ranges_[ranked_[rank]].heat > 0; };
   for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
     std::vector<__u32> batch;
+    std::vector<Listed> listed;
     std::size_t end = cut_;
-    for (__u64 bound = resident; hot(end) && bound < capacity && batch.size() < batch_size; ++end) {
+    for (__u64 bound = resident; hot(end) && (bound < capacity || equals.has(end)) && batch.size() < batch_size; ++end) {
       const Residency& residency = partition_->residency(ranked_[end]);
       bool wanted_now = held(residency) ? !residency.known() : !fresh(residency) || residency.tier_pages[HT_TIER_SLOW];
-      if (wanted_now) batch.push_back(ranked_[end]);
       bound += bound_pages(ranges_[ranked_[end]], residency);
+      if (!wanted_now) continue;
+      if (!partition_->knows_pages()) {
+        batch.push_back(ranked_[end]);
+        continue;
+      }
+      const __u64 most = equals.has(end) ? less(equals.may(end), residency.tier_pages[HT_TIER_FAST]) : want;
+      if (most && listed.size() < want) partition_->list(ranked_[end], HT_TIER_SLOW, most, listed);
     }
     if (end == cut_) break;
-    std::vector<Listed> listed;
-    if (auto done = walk(batch, HT_TIER_SLOW, want, listed, report); !done) return done;
+    if (!batch.empty())
+      if (auto done = walk(batch, HT_TIER_SLOW, want, listed, report); !done) return done;
     auto page = listed.begin();
     for (; cut_ < end && !full && wanted < want; ++cut_) {
       const __u32 index = ranked_[cut_];
       const Residency& residency = partition_->residency(index);
       const __u64 pages = bound_pages(ranges_[index], residency);
       const __u64 fast = residency.known() ? residency.tier_pages[HT_TIER_FAST] : 0;
+      __u64 may = pages;
       __u64 fits = HT_UNKNOWN64;
-      if (resident + pages > capacity) {
+      if (equals.has(cut_)) {
+        may = equals.may(cut_);
+        full = cut_ + 1 == equals.last();
+        fits = less(may, fast);
+      } else if (resident + pages > capacity) {
+        may = capacity - resident;
         full = true;
-        fits = resident + fast < capacity ? capacity - resident - fast : 0;
+        fits = less(may, fast);
       }
       for (; page != listed.end() && page->range == index; ++page) {
         if (page->pages() > fits || wanted >= want || held(residency) || cooling(residency)) continue;
@@ -959,7 +1012,7 @@ Result<> Scope::select_hot(EpochReport& report) {
         wanted += page->pages();
         hot_.push_back(*page);
       }
-      resident += std::min(pages, capacity - resident);
+      resident += may;
       if (residency.known()) report.hot_slow_pages += residency.tier_pages[HT_TIER_SLOW];
       any_held_ |= held(residency);
       if (cooling(residency)) {

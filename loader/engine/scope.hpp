@@ -103,6 +103,14 @@ class Scope {
   void note(EpochReport& report);
   [[nodiscard]] Result<bool> classify(const EpochInput& input, EpochReport& report);
   void rank();
+  struct Equals {
+    std::size_t first = 0;           // rank
+    std::vector<__u64> may_have;     // pages in fast memory, from that rank on
+    std::size_t last() const { return first + may_have.size(); }
+    bool has(std::size_t rank) const { return rank >= first && rank < last(); }
+    __u64 may(std::size_t rank) const { return may_have[rank - first]; }
+  };
+  Equals equals_at_cut(__u64 capacity) const;
   [[nodiscard]] Result<> select_hot(EpochReport& report);
   [[nodiscard]] Result<> select_cold(__u64 need, __u32 hottest, EpochReport& report);
   void measure_growth(__u64 fast_tier_pages);

@@ -44,7 +44,7 @@ bad_requests() {
 	check_refused "program file" 1 'not a BPF object' tierctl load /bin/ls
 	check_refused "truncated object" 1 'is no policy' tierctl load "$work/truncated.bpf.o"
 	check_refused "directory" 1 'not a regular file' tierctl load /tmp
-	check_refused "BPF object that is no policy" 1 'no object of type hypertier_policy' tierctl load "$BUILD/bpf/mover.bpf.o"
+	check_refused "BPF object that is no policy" 1 'no object of type hypertier_policy' tierctl load "$BUILD/bpf/guest.bpf.o"
 	check_refused "program beside the policy" 1 'is not a callback' tierctl load "$POLICIES/intruder.bpf.o"
 	check_refused "unknown name" 1 'no installed policy and no file called nonesuch' tierctl load nonesuch
 	check_refused "unknown file" 1 'there is no policy file /nonesuch' tierctl load /nonesuch
