@@ -296,7 +296,8 @@ void short_test(Checks& checks, const std::vector<std::string>& settings, uint64
               alone.end.estimate_bytes >> 10, after.end.estimate_bytes >> 10);
   checks.that(after.end.granules <= alone.end.granules + kept, "and the sampler's: %" PRIu64 " granules before, %" PRIu64 " after", alone.end.granules,
               after.end.granules);
-  checks.that(after.end.processes <= alone.end.processes, "no dead process is kept: %" PRIu64 " before, %" PRIu64 " after", alone.end.processes, after.end.processes);
+  // Whoever asks, tierctl and labctl, is a process itself if an epoch finds it.
+  checks.that(after.end.processes <= alone.end.processes + 2, "no dead process is kept: %" PRIu64 " before, %" PRIu64 " after", alone.end.processes, after.end.processes);
   checks.that(after.cpu_us <= 1.25 * alone.cpu_us, "an epoch costs what is alive: %.0f us before, %.0f after (at most 1.25 times)", alone.cpu_us, after.cpu_us);
   brood.ask("stop", "stopped");
   checks.that(brood.wait() == 0 && steady.ask("stop", "stopped").at("ok") && steady.wait() == 0, "no byte wrong, no write lost");
