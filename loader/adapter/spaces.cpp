@@ -25,6 +25,7 @@ Result<std::unique_ptr<SpaceWatcher>> SpaceWatcher::open(Programs programs) {
 }
 
 SpaceWatcher::~SpaceWatcher() {
+  if (!ring_) return;
   stop();
   ring_buffer__free(ring_);
 }
