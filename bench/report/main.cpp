@@ -248,13 +248,13 @@ void report(const Options& options) {
   for (const char* part : {"micro-sampling.json", "micro-moving.json", "micro-scopes.json"})
     if (const json more = newest(part); more.is_array()) extras.micro.insert(extras.micro.end(), more.begin(), more.end());
   if (const json engine = newest("engine.json"); engine.contains("benchmarks")) extras.engine = engine["benchmarks"];
-  std::map<std::string, json> replays;  // by the name of the recorded run
+  std::map<std::string, json> replays;  // by the name of the recorded run; an array, by policy
   for (const fs::path& root : roots)
     for (const fs::path& file : files(root / "traces", ".replay.json"))
-      if (json one = read_json(file); one.is_object()) replays[file.filename()] = std::move(one);
-  for (auto& [name, one] : replays) {
-    if (options.docs) write(data / "traces" / name, in_lines(one));
-    extras.replays.push_back(std::move(one));
+      if (json all = read_json(file); all.is_array()) replays[file.filename()] = std::move(all);
+  for (auto& [name, all] : replays) {
+    if (options.docs) write(data / "traces" / name, in_lines(all));
+    extras.replays.insert(extras.replays.end(), all.begin(), all.end());
   }
   if (options.docs) {
     for (const Cell* cell : results.all()) keep(*cell, data / "cells", ".json");
