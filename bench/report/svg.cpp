@@ -80,7 +80,7 @@ std::string bars_svg(const Results& results) {
       out += text(x + kBar / 2 - 1, inside ? top + 12 : top - 4, format("%.0f", 100 * mean), inside ? "text-anchor=\"middle\" font-size=\"9\" fill=\"#fff\"" : "text-anchor=\"middle\" font-size=\"9\"");
       x += kBar;
     }
-    x = std::max(x, from + 86);  // room for the name
+    x = std::max(x, from + 7.5 * static_cast<double>(workload.size()));  // room for the name
     const double y = kTop + kPlot * (1 - oracle);
     out += line(from - 5, y, x + 3, y, "stroke=\"#111\" stroke-width=\"2\" stroke-dasharray=\"5 3\"");
     out += text((from + x) / 2, kTop + kPlot + 20, workload, "text-anchor=\"middle\"");
