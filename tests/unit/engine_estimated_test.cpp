@@ -642,10 +642,10 @@ TEST(Heattree, TheMarginKeepsEqualsApart) {
   tier_range hot{};
   tier_range cold{};
   cold.rate = 1000;
-  hot.rate = 1500;
+  hot.rate = 2000;
   EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
   EXPECT_EQ(hot.action, TIER_KEEP);
-  hot.rate = 1501;
+  hot.rate = 2001;
   EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
   trial.open = 0;
   EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
