@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <charconv>
 #include <cstring>
 
@@ -58,7 +57,6 @@ Result<std::unique_ptr<Sampler>> Sampler::open(Programs programs, std::function<
   auto& maps = programs->maps;
   const std::uint32_t capacity = bpf_map__max_entries(maps.ht_index);
   std::unique_ptr<Sampler> sampler(new Sampler(programs, capacity, settle ? std::move(settle) : grace_period));
-  sampler->hint_mask_ = programs->rodata->ht_hint_mask;
   for (auto [mapped, map] :
        {std::pair(&sampler->granules_, maps.ht_granules), std::pair(&sampler->changed_, maps.ht_changed),
         std::pair(&sampler->free_, maps.ht_free)}) {
@@ -79,10 +77,6 @@ Result<std::unique_ptr<Sampler>> Sampler::open(Programs programs, std::function<
 }
 
 ht_control& Sampler::control() const { return programs_->data_control->ht_control; }
-
-Sampler::~Sampler() {
-  cpus_.clear();  // before the program they are attached to
-}
 
 Result<Sampler::Attached> Sampler::attach(const SourceEvent& event, int cpu) {
   SourceEvent scaled_event = event;
@@ -225,7 +219,7 @@ Result<> Sampler::delete_keys(const std::vector<Slots::Leaving>& leaving) {
 void Sampler::clear_hints(const std::vector<Slots::Leaving>& leaving) {
   auto* hints = programs_->data_hints->ht_hints;
   for (const auto& gone : leaving) {
-    __u32& hint = hints[hint_of(gone.key) & hint_mask_];
+    __u32& hint = hints[hint_of(gone.key) & programs_->rodata->ht_hint_mask];
     __u32 expected = gone.slot;
     std::atomic_ref(hint).compare_exchange_strong(expected, 0);
   }

@@ -22,7 +22,6 @@ class Sampler : public SampleSource {
  public:
   // programs: loaded with granules. settle: see AdapterOptions.
   static Result<std::unique_ptr<Sampler>> open(Programs programs, std::function<Result<>()> settle = {});
-  ~Sampler() override;
 
   [[nodiscard]] Result<> start(const ChosenSource& source);
   void stop();
@@ -64,9 +63,8 @@ class Sampler : public SampleSource {
   Result<> delete_keys(const std::vector<Slots::Leaving>& leaving);
   void clear_hints(const std::vector<Slots::Leaving>& leaving);
 
-  Programs programs_;
+  Programs programs_;  // first: what is attached to them goes before them
   std::function<Result<>()> settle_;
-  std::uint32_t hint_mask_ = 0;
   std::uint64_t counted_total_ = 0;  // samples drained
   MappedMap granules_, changed_, free_;
   Slots slots_;

@@ -850,12 +850,12 @@ __u64 Scope::walk_cost(const tier_range& range, const Space& space, __u64 span_p
 }
 
 // Walks ranges, each from where its last walk stopped, and lists pages of one
-// tier in that order.
+// tier in that order. most: of each range, for a partition that lists them itself.
 Result<> Scope::walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages, std::vector<Listed>& listed,
-                     EpochReport& report) {
+                     EpochReport& report, std::span<const __u64> most) {
   if (partition_->knows_pages()) {
-    for (__u32 index : indices)
-      if (listed.size() < list_max_pages) partition_->list(index, tier, list_max_pages, listed);
+    for (std::size_t i = 0; i < indices.size() && listed.size() < list_max_pages; ++i)
+      partition_->list(indices[i], tier, most.empty() ? list_max_pages : most[i], listed);
     return {};
   }
   std::lock_guard hold(machine_.lock);
@@ -947,7 +947,7 @@ Scope::Equals Scope::equals_at_cut(__u64 capacity) const {
   __u64 so_far = 0, given = 0;
   for (std::size_t rank = equals.first; rank < last; ++rank) {
     so_far += pages(rank);
-    const auto due = static_cast<__u64>(static_cast<unsigned __int128>(room) * so_far / std::max<__u64>(total, 1)) - given;
+    const auto due = static_cast<__u64>(static_cast<unsigned __int128>(room) * so_far / total) - given;
     const __u64 unit = ranges_[ranked_[rank]].flags & TIER_RANGE_HUGE ? HT_GRANULE_PAGES : 1;
     equals.may_have.push_back(std::min(due / unit * unit, pages(rank)));
     given += equals.may_have.back();
@@ -972,23 +972,20 @@ Result<> Scope::select_hot(EpochReport& report) {
   auto hot = [&](std::size_t rank) { return rank < ranked_.size() && ranges_[ranked_[rank]].heat > 0; };
   for (int round = 0; round < kWalkRounds && !full && hot(cut_) && wanted < want; ++round) {
     std::vector<__u32> batch;
-    std::vector<Listed> listed;
+    std::vector<__u64> most;
     std::size_t end = cut_;
     for (__u64 bound = resident; hot(end) && (bound < capacity || equals.has(end)) && batch.size() < batch_size; ++end) {
       const Residency& residency = partition_->residency(ranked_[end]);
       bool wanted_now = held(residency) ? !residency.known() : !fresh(residency) || residency.tier_pages[HT_TIER_SLOW];
       bound += bound_pages(ranges_[ranked_[end]], residency);
-      if (!wanted_now) continue;
-      if (!partition_->knows_pages()) {
-        batch.push_back(ranked_[end]);
-        continue;
-      }
-      const __u64 most = equals.has(end) ? less(equals.may(end), residency.tier_pages[HT_TIER_FAST]) : want;
-      if (most && listed.size() < want) partition_->list(ranked_[end], HT_TIER_SLOW, most, listed);
+      const __u64 fits = equals.has(end) ? less(equals.may(end), residency.tier_pages[HT_TIER_FAST]) : want;
+      if (!wanted_now || !fits) continue;
+      batch.push_back(ranked_[end]);
+      most.push_back(fits);
     }
     if (end == cut_) break;
-    if (!batch.empty())
-      if (auto done = walk(batch, HT_TIER_SLOW, want, listed, report); !done) return done;
+    std::vector<Listed> listed;
+    if (auto done = walk(batch, HT_TIER_SLOW, want, listed, report, most); !done) return done;
     auto page = listed.begin();
     for (; cut_ < end && !full && wanted < want; ++cut_) {
       const __u32 index = ranked_[cut_];

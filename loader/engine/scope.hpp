@@ -104,8 +104,8 @@ class Scope {
   [[nodiscard]] Result<bool> classify(const EpochInput& input, EpochReport& report);
   void rank();
   struct Equals {
-    std::size_t first = 0;           // rank
-    std::vector<__u64> may_have;     // pages in fast memory, from that rank on
+    std::size_t first = 0;        // rank
+    std::vector<__u64> may_have;  // pages in fast memory, from that rank on
     std::size_t last() const { return first + may_have.size(); }
     bool has(std::size_t rank) const { return rank >= first && rank < last(); }
     __u64 may(std::size_t rank) const { return may_have[rank - first]; }
@@ -119,7 +119,7 @@ class Scope {
   __u32 like_what_comes();
   __u64 free_room(const EpochInput& input) const;
   [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,
-                              std::vector<Listed>& listed, EpochReport& report);
+                              std::vector<Listed>& listed, EpochReport& report, std::span<const __u64> most = {});
   void use(const EpochInput& input);
   [[nodiscard]] Result<> look(const EpochInput& input, EpochReport& report);
   static __u64 walk_cost(const tier_range& range, const Space& space, __u64 span_pages);
