@@ -15,7 +15,8 @@
  * place (page cache, swap cache, mlocked, unequal sizes) and for a side
  * without a partner. Demotions go first, so that promotions find room. A hot
  * huge page that finds no block of its size goes in pieces: its place is then
- * in many pages that were demoted for it. A cold one is left whole.
+ * in many pages that were demoted for it. A cold one is left whole. The entries of
+ * files' pages are dropped beforehand where they only read.
  *
  * split: a huge page is taken apart where it is (the kernel's own function), since
  * parts of it belong into different tiers. They are moved by exchange later.
@@ -49,11 +50,14 @@
 #include <linux/memcontrol.h>
 #include <linux/mm_inline.h>
 #include <linux/mmap_lock.h>
+#include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
 #include <linux/sched/mm.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
+#include <asm/tlbflush.h>
 
 #include "module.h"
 
@@ -101,12 +105,35 @@ struct lookup {
 	struct mm_struct *mm;
 	struct vm_area_struct *vma;
 	u64 space;
+	bool drops;		/* entries of mm: they may be in a TLB still */
+	u32 flush_calls;
 };
+
+/* What a pair says of one side: tierd's memory, read once. */
+struct asked {
+	u64 space, address;
+	u32 pid;
+};
+
+static struct asked asked_of(const struct ht_pair *pair, int s)
+{
+	return (struct asked){
+		.space = s == HOT ? READ_ONCE(pair->hot_space) : READ_ONCE(pair->cold_space),
+		.address = s == HOT ? READ_ONCE(pair->hot_addr) : READ_ONCE(pair->cold_addr),
+		.pid = s == HOT ? READ_ONCE(pair->hot_pid) : READ_ONCE(pair->cold_pid),
+	};
+}
 
 static void lookup_end(struct lookup *lookup)
 {
 	if (!lookup->mm)
 		return;
+	if (lookup->drops) {
+		ht_call(flush_tlb_mm_range)(lookup->mm, 0, TLB_FLUSH_ALL, PAGE_SHIFT, false);
+		dec_tlb_flush_pending(lookup->mm);
+		lookup->flush_calls++;
+		lookup->drops = false;
+	}
 	mmap_read_unlock(lookup->mm);
 	mmput(lookup->mm);
 	lookup->mm = NULL;
@@ -172,19 +199,16 @@ static void look_up(struct slot *slot, u32 nr, int s)
 
 	for (; nr--; slot++) {
 		struct side *side = &slot->side[s];
-		struct ht_pair *pair = slot->pair;
-		u64 space = s == HOT ? READ_ONCE(pair->hot_space) : READ_ONCE(pair->cold_space);
-		u64 address = s == HOT ? READ_ONCE(pair->hot_addr) : READ_ONCE(pair->cold_addr);
-		u32 pid = s == HOT ? READ_ONCE(pair->hot_pid) : READ_ONCE(pair->cold_pid);
+		const struct asked asked = asked_of(slot->pair, s);
 
 		side->pages = 1;
-		side->asked = address;
-		if (!address)
+		side->asked = asked.address;
+		if (!asked.address)
 			continue;
-		if (address >= TASK_SIZE_MAX || !lookup_begin(&lookup, pid, space))
+		if (asked.address >= TASK_SIZE_MAX || !lookup_begin(&lookup, asked.pid, asked.space))
 			side->result = HT_MOVE_GONE;
 		else
-			side->result = find_folio(&lookup, address & PAGE_MASK, s, &side->folio);
+			side->result = find_folio(&lookup, asked.address & PAGE_MASK, s, &side->folio);
 		if (side->folio)
 			side->pages = folio_nr_pages(side->folio);
 	}
@@ -515,6 +539,72 @@ static void note_left(struct folio *folio, u32 nr, int s, const struct target *t
 	}
 }
 
+/* Is this side to be migrated? Not a hot one for which no room was made. */
+static bool is_to_migrate(const struct slot *slot, int s)
+{
+	const struct side *cold = &slot->side[COLD];
+
+	return slot->plan == PLAN_MIGRATE && slot->side[s].folio &&
+	       (s == COLD || !cold->asked || cold->result == HT_MOVE_DONE);
+}
+
+/* Takes the entry that maps a small folio of a file away, if it only reads. */
+static void drop_entry(struct lookup *lookup, struct folio *folio, unsigned long address)
+{
+	struct vm_area_struct *vma = lookup_vma(lookup, address);
+	struct mm_struct *mm = lookup->mm;
+	unsigned long next;
+	spinlock_t *ptl;
+	pmd_t *pmdp;
+	pte_t *ptep, pte;
+
+	if (!vma || userfaultfd_armed(vma) || vma->vm_flags & VM_LOCKED || mm_has_notifiers(mm))
+		return;
+	/* Tells others under the table's lock that an entry which is gone may be in a TLB (mm_inline.h). */
+	if (!lookup->drops)
+		inc_tlb_flush_pending(mm);
+	lookup->drops = true;
+	pmdp = ht_descend(mm, address, vma->vm_end, &next);
+	ptep = pmdp ? ht_map_lock(pmdp, address, &ptl) : NULL;
+	if (!ptep)
+		return;
+	pte = ptep_get(ptep);
+	if (pte_present(pte) && pte_pfn(pte) == folio_pfn(folio) && !pte_write(pte) && !pte_dirty(pte)) {
+		update_hiwater_rss(mm);
+		/* a CPU may have set the accessed bit just now */
+		if (pte_young(ptep_get_and_clear(mm, address, ptep)))
+			folio_set_referenced(folio);
+		ht_call(folio_remove_rmap_ptes)(folio, folio_page(folio, 0), 1, vma);
+		percpu_counter_dec(&mm->rss_stat[mm_counter_file(folio)]);
+		folio_put(folio);	/* the mapping's: not the last, we have one */
+	}
+	spin_unlock(ptl);
+	rcu_read_unlock();	/* of ht_map_lock() */
+}
+
+/*
+ * A page of a file that is only read through its entry needs no migration entry: who
+ * wants it again finds it in the page cache. One flush a process then, where the kernel
+ * does an rmap walk for each page, and flushes for each if the process is on no other
+ * CPU. Nothing is isolated or locked yet: waiting for mmap locks holds nobody up.
+ */
+static void drop_entries(u32 nr, int s, struct ht_exchange_run *run)
+{
+	struct lookup lookup = {};
+	u32 i;
+
+	for (i = 0; i < nr; i++) {
+		struct folio *folio = slots[i].side[s].folio;
+		const struct asked asked = asked_of(slots[i].pair, s);
+
+		if (is_to_migrate(&slots[i], s) && !folio_test_anon(folio) && !folio_test_large(folio) &&
+		    asked.address < TASK_SIZE_MAX && lookup_begin(&lookup, asked.pid, asked.space))
+			drop_entry(&lookup, folio, asked.address & PAGE_MASK);
+	}
+	lookup_end(&lookup);
+	run->flush_calls += lookup.flush_calls;
+}
+
 static void migrate(u32 nr, int s, struct ht_exchange_run *run)
 {
 	struct target target = { .tier = target_tier[s] };
@@ -522,6 +612,7 @@ static void migrate(u32 nr, int s, struct ht_exchange_run *run)
 	LIST_HEAD(list);
 	u32 i;
 
+	drop_entries(nr, s, run);
 	/* what the exchange has put back sits in this CPU's LRU batches */
 	ht_call(lru_add_drain)();
 	for (i = 0; i < nr; i++) {
@@ -529,9 +620,7 @@ static void migrate(u32 nr, int s, struct ht_exchange_run *run)
 
 		if (slots[i].plan != PLAN_MIGRATE || !side->folio)
 			continue;
-		/* no room was made for it */
-		if (s == HOT && slots[i].side[COLD].asked &&
-		    slots[i].side[COLD].result != HT_MOVE_DONE) {
+		if (!is_to_migrate(&slots[i], s)) {
 			side->result = HT_MOVE_PARTNER;
 			continue;
 		}
@@ -766,22 +855,22 @@ static void split_all(struct ht_pair *pairs, u32 nr, struct ht_exchange_run *run
 	ht_call(lru_add_drain)();
 	for (i = 0; i < nr; i++) {
 		struct ht_pair *pair = &pairs[i];
-		u64 address = READ_ONCE(pair->hot_addr);
+		const struct asked asked = asked_of(pair, HOT);
 		struct folio *folio = NULL;
 		u32 pages = 1;
 		u8 result = HT_MOVE_GONE;
 
-		if (address && address < TASK_SIZE_MAX &&
-		    lookup_begin(&lookup, READ_ONCE(pair->hot_pid), READ_ONCE(pair->hot_space))) {
-			struct vm_area_struct *vma = lookup_vma(&lookup, address);
+		if (asked.address && asked.address < TASK_SIZE_MAX &&
+		    lookup_begin(&lookup, asked.pid, asked.space)) {
+			struct vm_area_struct *vma = lookup_vma(&lookup, asked.address);
 
 			if (vma && !ht_vma_is_special(vma))
-				folio = ht_get_folio(lookup.mm, address & PAGE_MASK);
+				folio = ht_get_folio(lookup.mm, asked.address & PAGE_MASK);
 		}
 		if (folio) {
 			pages = folio_nr_pages(folio);
 			/* first: khugepaged may be at it as soon as it is in pieces */
-			ht_collapse_hold(lookup.space, address);
+			ht_collapse_hold(lookup.space, asked.address);
 			result = ht_movers & HT_SPLITS ? split(folio) : HT_MOVE_OTHER;
 			folio_put(folio);
 		}

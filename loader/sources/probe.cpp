@@ -125,6 +125,20 @@ class Pin {
 
 }  // namespace
 
+void warm_events(const Roots& roots) {
+  const auto cpus = read_list(roots.sys / "devices/system/cpu/online");
+  if (!cpus) return;
+  perf_event_attr attr{};
+  attr.size = sizeof(attr);
+  attr.type = PERF_TYPE_SOFTWARE;
+  attr.config = PERF_COUNT_SW_DUMMY;
+  attr.disabled = 1;
+  for (const int cpu : *cpus) {
+    const Pin pin(cpu);
+    const Descriptor event(static_cast<int>(syscall(SYS_perf_event_open, &attr, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC)));
+  }
+}
+
 Result<OpenEvent> open_event(const SourceEvent& event, int pid, int cpu) {
   auto open_attr = [&](perf_event_attr attr, int group) {
     return static_cast<int>(syscall(SYS_perf_event_open, &attr, pid, cpu, group, PERF_FLAG_FD_CLOEXEC));

@@ -129,6 +129,7 @@ Result<> Daemon::run() {
   if (auto stale = remove_stale_pins(); !stale) say_error("stale pins stay", stale.error());
   else if (*stale) say("removed what a dead tierd left pinned");
 
+  warm_events();  // while there is room: a policy may be seated when there is none
   auto server = Server::listen(options_.socket, [this](const Json& request, Fd file) {
     return handle(request, std::move(file));
   });

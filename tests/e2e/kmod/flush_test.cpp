@@ -4,6 +4,7 @@
 #include "flushes.hpp"
 
 #include <bpf/libbpf.h>
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <numaif.h>
 #include <sched.h>
@@ -11,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <thread>
 
@@ -182,6 +184,77 @@ TEST_F(Flushes, OneABatchOnTheMoversCpuToo) {
   pages = run.promoted_pages + run.demoted_pages;
   print("exchange, one thread on another CPU", pages, counts);
   EXPECT_LE(counts.batch + counts.range, pages / 450);
+}
+
+// Reads a file through its mapping, waits, and reads it again.
+class Reader {
+ public:
+  explicit Reader(const std::string& path) {
+    if (pipe(ready_) || pipe(go_)) throw std::runtime_error("pipe");
+    pid_ = fork();
+    if (!pid_) {
+      const int fd = open(path.c_str(), O_RDONLY);
+      const std::size_t bytes = static_cast<std::size_t>(lseek(fd, 0, SEEK_END)) / kPage * kPage;
+      auto* data = static_cast<char*>(mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, fd, 0));
+      if (fd < 0 || data == MAP_FAILED) _exit(2);
+      const std::uint64_t sum = sum_of(data, bytes);
+      std::uint64_t said[2] = {reinterpret_cast<std::uint64_t>(data), bytes};
+      (void)!write(ready_[1], said, sizeof said);
+      (void)!read(go_[0], said, 1);
+      _exit(sum_of(data, bytes) != sum);
+    }
+    std::uint64_t said[2] = {};
+    if (read(ready_[0], said, sizeof said) != sizeof said) throw std::runtime_error("cannot map " + path);
+    data_ = reinterpret_cast<char*>(said[0]);
+    bytes_ = said[1];
+  }
+  ~Reader() {
+    for (int fd : {ready_[0], ready_[1], go_[0], go_[1]}) close(fd);
+  }
+  // True: it read the same.
+  bool again() {
+    int status = -1;
+    (void)!write(go_[1], "", 1);
+    waitpid(pid_, &status, 0);
+    return status == 0;
+  }
+  std::uint64_t rss_pages() const { return field(read_file("/proc/" + std::to_string(pid_) + "/status"), "RssFile:") / 4; }
+  std::vector<ht_page_t> on(enum ht_tier tier) const { return mover().walk(pid_, data_, bytes_, tier); }
+  int pid() const { return pid_; }
+
+ private:
+  static std::uint64_t sum_of(const char* data, std::size_t bytes) {
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i + sizeof sum <= bytes; i += sizeof sum) {
+      std::uint64_t word;
+      memcpy(&word, data + i, sizeof word);
+      sum = sum * 31 + word;
+    }
+    return sum;
+  }
+  int ready_[2], go_[2];
+  pid_t pid_;
+  char* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// Of a process that sleeps, on whose pages the kernel's unmapping would spend a flush each.
+TEST_F(Flushes, PagesOfFilesThatAreReadCostOneABatch) {
+  Reader reader(build_dir + "/bin/ht-bench");
+  const std::uint64_t rss = reader.rss_pages();
+  const auto cold = reader.on(HT_TIER_FAST);
+  ASSERT_GE(cold.size(), 200u);
+  counter_.reset();
+  counter_.start();
+  const ht_exchange_run run = mover().move(0, {}, reader.pid(), cold);
+  const FlushCounter::Counts counts = counter_.stop();
+  print("migrate, pages of a file", run.demoted_pages, counts);
+  EXPECT_GE(run.demoted_pages, cold.size() * 95 / 100);
+  EXPECT_LE(counts.batch + counts.range, 2 * run.batches);
+  EXPECT_LE(counts.batch + counts.range, run.flush_calls);
+  // its statistics know that they are not mapped any more
+  EXPECT_LE(reader.rss_pages(), rss - run.demoted_pages);
+  EXPECT_TRUE(reader.again());
 }
 
 TEST_F(Flushes, BesideMovePagesAndNumaBalancing) {

@@ -30,7 +30,7 @@ namespace {
 // Shared by both processes.
 struct Shared {
   std::atomic<bool> ready, stop;
-  std::atomic<std::uint64_t> writes, lost, forks, remaps, discards, foreign_moves, pageouts;
+  std::atomic<std::uint64_t> writes, lost, forks, remaps, discards, file_writes, foreign_moves, pageouts;
   char first_loss[128];
 };
 
@@ -65,6 +65,7 @@ class Victim {
     for (unsigned i = 0; i < 2; i++) threads.emplace_back([this, i] { write_and_check(i); });
     threads.emplace_back([this] { map_and_unmap(); });
     threads.emplace_back([this] { discard(); });
+    threads.emplace_back([this] { write_to_file(); });
     threads.emplace_back([this] { fork_and_write(); });
     threads.emplace_back([this] { advise_and_move(); });
     threads.emplace_back([this] { merge(); });
@@ -138,6 +139,35 @@ class Victim {
       if (!intact(page, version, version)) lose("after a discarded page was written anew", version);
       shared_.discards++;
     }
+  }
+
+  // What is written into a file shows in a mapping that only reads, whose entries a move drops.
+  void write_to_file() {
+    constexpr std::size_t kPages = 1024;
+    std::mt19937_64 random(6);
+    const int fd = open("/tmp/ht-integrity", O_RDWR | O_CREAT | O_TRUNC, 0600);
+    unlink("/tmp/ht-integrity");
+    if (fd < 0 || ftruncate(fd, kPages * kPage)) return lose("making a file", 0);
+    auto* data = static_cast<char*>(mmap(nullptr, kPages * kPage, PROT_READ, MAP_PRIVATE, fd, 0));
+    std::vector<std::uint64_t> versions(kPages);
+    std::vector<char> page(kPage);
+    for (std::uint64_t version = 1; !shared_.stop; version++) {
+      const std::size_t id = random() % kPages, other = random() % kPages;
+      const auto at = static_cast<off_t>(id * kPage);
+      if (versions[id] && !intact(data + id * kPage, id, versions[id])) lose("page of a file", id);
+      if (version % 16 == 0) {
+        if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, kPage)) lose("fallocate", id);
+        for (std::size_t i = 0; i < kPage; i += kPage / kWords)
+          if (*reinterpret_cast<std::uint64_t*>(data + id * kPage + i)) lose("hole in a file", id);
+      }
+      stamp(page.data(), id, versions[id] = version);
+      if (pwrite(fd, page.data(), kPage, at) != static_cast<ssize_t>(kPage)) lose("pwrite", id);
+      if (!intact(data + id * kPage, id, version)) lose("page of a file just written", id);
+      if (versions[other] && !intact(data + other * kPage, other, versions[other])) lose("other page of a file", other);
+      shared_.file_writes++;
+    }
+    munmap(data, kPages * kPage);
+    close(fd);
   }
 
   // The child shares every page with its parent until one of them writes.
@@ -280,7 +310,7 @@ TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
     for (__u32 i = 0; i < spaces.req[0].count; i++) {
       const ht_mapping& mapping = mover().mappings()[spaces.req[0].first + i];
       for (std::uint32_t tier : {HT_TIER_SLOW, HT_TIER_FAST})
-        if (mapping.flags == TIER_RANGE_ANON && mapping.end - mapping.start < 64 << 20)
+        if (mapping.end - mapping.start < 64 << 20)
           walks.walk[walks.nr++] = {.space = space, .start = mapping.start, .end = mapping.end,
                                     .pid = static_cast<__u32>(victim), .list_tier = tier};
     }
@@ -330,9 +360,10 @@ TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
   std::printf("integrity: %lu page moves (%llu swapped in place, %llu migrated) in %lu runs, %llu batches, %llu batched flushes\n",
               moved, total.mover_pages[HT_MOVER_EXCHANGE], total.mover_pages[HT_MOVER_MIGRATE], runs,
               total.batches, total.flush_calls);
-  std::printf("integrity: meanwhile %lu checked writes, %lu forks, %lu remaps, %lu discards, %lu pages by move_pages, %lu page-outs\n",
-              shared->writes.load(), shared->forks.load(), shared->remaps.load(), shared->discards.load(), shared->foreign_moves.load(),
-              shared->pageouts.load());
+  std::printf("integrity: meanwhile %lu checked writes, %lu into a file, %lu forks, %lu remaps, %lu discards, %lu pages by move_pages, "
+              "%lu page-outs\n",
+              shared->writes.load(), shared->file_writes.load(), shared->forks.load(), shared->remaps.load(), shared->discards.load(),
+              shared->foreign_moves.load(), shared->pageouts.load());
   for (int i = HT_MOVE_GONE; i < HT_MOVE_RESULTS; i++)
     if (total.failed_pages[i]) std::printf("integrity: not moved, %s: %llu\n", kResults[i], total.failed_pages[i]);
   auto flushes = counter.stop();
@@ -347,6 +378,7 @@ TEST(Integrity, NoWriteIsLostWhateverElseRuns) {
   EXPECT_GT(shared->forks, 0u);
   EXPECT_GT(shared->remaps, 0u);
   EXPECT_GT(shared->discards, 1000u);
+  EXPECT_GT(shared->file_writes, 1000u);
   EXPECT_GT(shared->foreign_moves, 0u);
   EXPECT_EQ(vmstat("nr_isolated_anon"), 0u);
   EXPECT_EQ(vmstat("nr_isolated_file"), 0u);
