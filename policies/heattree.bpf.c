@@ -7,7 +7,8 @@
  * count), so ranges go down to single pages. Two rules decide about moves:
  *
  * - Margin. A page displaces another only if its rate is margin_percent of the
- *   other's or more: near the cut, pages do not change places for ever.
+ *   other's or more, and the more of the last moves were taken back, the more it
+ *   must be: near the cut, pages do not change places for ever.
  * - Trial. The pairs that pass the margin are watched for some epochs, as they
  *   stood, whether they were moved or not: samples of the hot side less samples
  *   of the cold side is what the swaps gain. Moves go on while that is, with
@@ -21,8 +22,10 @@
 
 #include "heattree.h"
 
-/* How hot a page must be to displace another, percent of the other's rate. */
-SETTING(__u32, margin_percent, 200);
+/* How hot a page must be to displace another, percent of the other's rate, while moves last. */
+SETTING(__u32, margin_percent, 150);
+/* For so many percent of the moves that are taken back it must be 100 more. */
+SETTING(__u32, vain_percent, 4);
 /* What an epoch leaves of the trial's memory, 1/10000: half-life of 16 epochs. */
 SETTING(__u32, trial_keep, 9576);
 /* The same of its memory of the last swaps: half-life of 4 epochs. */
@@ -45,6 +48,7 @@ static inline struct heattree_settings settings(void)
 {
 	struct heattree_settings s = {
 		.margin_percent = margin_percent,
+		.vain_percent = vain_percent,
 		.trial_keep = trial_keep,
 		.recent_keep = recent_keep,
 		.open_epochs = open_epochs,

@@ -11,6 +11,7 @@
 
 struct heattree_settings {
 	__u32 margin_percent;
+	__u32 vain_percent;
 	__u32 trial_keep;
 	__u32 recent_keep;
 	__u32 open_epochs;
@@ -21,7 +22,7 @@ struct heattree_settings {
 };
 
 #define HEATTREE_DEFAULTS { \
-	.margin_percent = 200, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
+	.margin_percent = 150, .vain_percent = 4, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
 	.slow_extra_ns = 170, .swap_misses = 0, .split_swaps = 64 }
 
 /* What swaps on trial brought, decayed, in 1/256 samples. */
@@ -34,8 +35,11 @@ struct heattree_sum {
 struct heattree_trial {
 	struct heattree_sum all;
 	struct heattree_sum recent;
+	__u64 moved;	/* 1/256 pages, decayed, */
+	__u64 moved_back;	/* and those of them that came back */
 	__u32 epochs;
 	__u32 open;	/* moves pay, or nothing speaks against it yet */
+	__u32 margin_percent;	/* now */
 };
 
 static inline __u32 heattree_sqrt(__u64 value)
@@ -104,6 +108,20 @@ static inline __s64 heattree_deviation(const struct heattree_sum *sum)
 }
 
 /*
+ * The margin: 100 more for each vain_percent of the moves that were taken back, 300 at
+ * most. A twentieth of the fast tier counts as moved for good: a few moves to and fro
+ * among many pages that stay are no reason.
+ */
+static inline __u32 heattree_margin(const struct heattree_trial *t, const struct tier_scope *scope,
+				    const struct heattree_settings *s)
+{
+	__u64 moved = t->moved + scope->fast_capacity_pages * 256 / 20 + 1;
+	__u64 more = t->moved_back * 100 * 100 / (moved * (s->vain_percent ? s->vain_percent : 1));
+
+	return s->margin_percent + (__u32)(more < 300 ? more : 300);
+}
+
+/*
  * Once an epoch: are moves worth their cost? Yes if, over all that is
  * remembered, they brought more by half a standard deviation; but no if the
  * last ones alone brought less, by a whole one.
@@ -118,6 +136,9 @@ static inline void heattree_judge(struct heattree_trial *t, const struct tier_sc
 		heattree_add(&t->all, scope, s->trial_keep);
 		heattree_add(&t->recent, scope, s->recent_keep);
 	}
+	t->moved = heattree_kept(t->moved, s->trial_keep) + scope->moved_pages * 256;
+	t->moved_back = heattree_kept(t->moved_back, s->trial_keep) + scope->moved_back_pages * 256;
+	t->margin_percent = heattree_margin(t, scope, s);
 	t->epochs++;
 	t->open = t->epochs <= s->open_epochs ||
 		  (all->gained - heattree_deviation(all) / 2 > heattree_cost(all, scope, s) - 256 &&
@@ -155,7 +176,7 @@ static inline int heattree_split(const struct tier_range *hot, const struct tier
 static inline int heattree_admit(struct tier_range *hot, const struct tier_range *cold, const struct tier_scope *scope,
 				 const struct heattree_trial *t, const struct heattree_settings *s)
 {
-	if ((__u64)hot->rate * 100 <= (__u64)cold->rate * s->margin_percent)
+	if ((__u64)hot->rate * 100 <= (__u64)cold->rate * t->margin_percent)
 		return 0;
 	if (hot->flags & TIER_RANGE_SPLIT)
 		return heattree_split(hot, cold, scope, s);

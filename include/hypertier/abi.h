@@ -226,6 +226,10 @@ struct tier_scope {
 	__u64 trial_pages[HT_TIERS];
 	__u64 trial_hits[HT_TIERS];
 	__u64 swap_ns;		/* measured cost of a pair of 4 KiB moves, CPU time; 0: none was made yet */
+	/* since the policy was asked last: pages that were moved, and those of them that
+	 * came back into the tier which they had left some epochs before */
+	__u64 moved_pages;
+	__u64 moved_back_pages;
 };
 
 /* Result of what was moved for one range in an epoch (callback moved). */

@@ -280,6 +280,7 @@ void Scope::rest(__u64 samples, EpochReport& report) {
   report.scope.samples = samples;
   std::fill(std::begin(report.scope.trial_pages), std::end(report.scope.trial_pages), 0);
   std::fill(std::begin(report.scope.trial_hits), std::end(report.scope.trial_hits), 0);
+  report.scope.moved_pages = report.scope.moved_back_pages = 0;
   report.decision = decided_.decision;
   report.policy_generation = decided_.policy_generation;
   report.hot_ranges = decided_.hot_ranges;
@@ -315,6 +316,8 @@ void Scope::describe(const EpochInput& input, __u64 samples, EpochReport& report
   report.scope.trial_hits[HT_TIER_FAST] = trial.cold_hits;
   report.scope.trial_hits[HT_TIER_SLOW] = trial.hot_hits;
   report.scope.swap_ns = static_cast<__u64>(swap_ns_);
+  report.scope.moved_pages = std::exchange(moved_pages_, 0);
+  report.scope.moved_back_pages = std::exchange(moved_back_pages_, 0);
   if (epoch_ >= trial_epoch_ + (trial_told_ ? kTrialEpochs : kTrialLongest)) end_trial();
 }
 
@@ -1275,10 +1278,12 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
 void Scope::remember(__u32 range, ht_page_t page, ht_tier to, EpochReport& report) {
   const __u64 space = ranges_[range].space;
   const __u64 address = HT_PAGE_ADDR(page);
+  const __u32 pages = 1U << HT_PAGE_ORDER(page);
+  moved_pages_ += pages;
   if (moves_.reverses(space, address, to, epoch_, settings_.reversal_epochs)) {
-    const __u32 pages = 1U << HT_PAGE_ORDER(page);
     reversed_pages_[range] += pages;
     report.reversed_pages += pages;
+    moved_back_pages_ += pages;
   }
   moves_.moved(space, address, to, epoch_);
 }

@@ -162,6 +162,8 @@ class Scope {
   __u64 seat_generation_ = 0;
   EpochReport decided_;   // of the last epoch that was not rested; number 0: none yet
   Trial told_trial_;      // what pages on trial brought since
+  __u64 moved_pages_ = 0;       // since then as well
+  __u64 moved_back_pages_ = 0;  // of them
   // Free pages of the fast tier that the kernel would not give out when asked,
   // because of its watermarks, and when to ask again.
   __u64 withheld_pages_ = 0;

@@ -634,10 +634,38 @@ TEST(Heattree, TheLastSwapsMustPayToo) {
   EXPECT_TRUE(trial.open);
 }
 
+// 100 more for each vain_percent of what was moved and a twentieth of the fast tier.
+TEST(Heattree, TheMarginGrowsWithWhatIsTakenBack) {
+  heattree_settings settings = HEATTREE_DEFAULTS;
+  tier_scope scope{};
+  scope.fast_capacity_pages = 20000;
+  scope.moved_pages = 1000;
+  const auto after = [&](__u64 back, int epochs) {
+    heattree_trial trial{};
+    scope.moved_back_pages = back;
+    for (int e = 0; e < epochs; ++e) heattree_judge(&trial, &scope, &settings);
+    return trial.margin_percent;
+  };
+  EXPECT_EQ(after(0, 1), settings.margin_percent);
+  EXPECT_EQ(after(0, 100), settings.margin_percent);
+  EXPECT_NEAR(after(settings.vain_percent * 20, 1), settings.margin_percent + 100, 1);
+  EXPECT_NEAR(after(settings.vain_percent * 10, 200), settings.margin_percent + 96, 2);
+  EXPECT_EQ(after(1000, 50), settings.margin_percent + 300);
+  // and it falls again: half of it is forgotten in 16 epochs
+  heattree_trial trial{};
+  scope.moved_back_pages = settings.vain_percent * 20;
+  heattree_judge(&trial, &scope, &settings);
+  scope.moved_pages = scope.moved_back_pages = 0;
+  for (int e = 0; e < 16; ++e) heattree_judge(&trial, &scope, &settings);
+  EXPECT_LT(trial.margin_percent, settings.margin_percent + 70);
+  EXPECT_GT(trial.margin_percent, settings.margin_percent + 60);
+}
+
 TEST(Heattree, TheMarginKeepsEqualsApart) {
   heattree_settings settings = HEATTREE_DEFAULTS;
   heattree_trial trial{};
   trial.open = 1;
+  trial.margin_percent = 200;
   tier_scope scope{};
   tier_range hot{};
   tier_range cold{};
@@ -657,6 +685,7 @@ TEST(Heattree, ASwapMustPromiseWhatItCosts) {
   heattree_settings settings = HEATTREE_DEFAULTS;
   heattree_trial trial{};
   trial.open = 1;
+  trial.margin_percent = 100;
   tier_scope scope{};
   scope.period = 64;
   tier_range hot{};
