@@ -87,7 +87,7 @@ std::vector<Job> jobs_of(const Options& options) {
         const bool three = one.name == "hotset-2m" || one.name == "hotset-64k" || one.name == "btree";
         if (!exact && !options.full && !(seed == 1 || (seed <= 3 && three))) continue;
         if (options.names.empty() && !options.full && !one.named) continue;
-        if (!named(options, one.name, system, seed) || unfit(one, system)) continue;
+        if (!named(options, one.name, system, seed) || (unfit(one, system) && !exact)) continue;
         jobs.push_back({&one, system, seed,
                         options.build / (options.record ? "bench/traces" : "bench/cells") / (one.name + "." + system + ".s" + std::to_string(seed) + "." + options.commit + ".json")});
       }

@@ -176,11 +176,11 @@ std::string nested_markdown(const Results& results) {
   std::string out = "## Host-managed tiering: a nested guest\n\n";
   if (!results.any(nested)) return out + "Not run. `./run bench " + nested + "`\n\n";
   out +=
-      "The accesses of hotset-2m are made by a virtual machine (KVM on the SVM that QEMU emulates, nested paging, one CPU, no kernel)\n"
-      "in the lab. Its memory is a process's on the lab's kernel, the host, which tiers it from outside; below it the same workload without that,\n"
-      "tiered where it runs. The host's figures are without what a real guest's kernel would add.\n\n"
-      "| tiered by | system | final true hit ratio | share of the oracle's gain | 90 % of the oracle after | pages moved | flush calls | / moved page | nested flushes asked for | reached the guest | "
-      "/ moved page | faults of nested paging | work lost |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+      "*Outside*: the accesses of hotset-2m are made by a virtual machine inside the lab (KVM on the SVM that QEMU emulates, nested paging, one CPU,\n"
+      "no kernel in it). Its memory is a process's on the lab's kernel, which is the host and tiers it. *Inside*: hotset-2m as it is above,\n"
+      "the lab being the guest that tiers its own memory.\n\n"
+      "| tiered from | system | final true hit ratio | share of the oracle's gain | 90 % of the oracle after | pages moved | flush calls | / moved page | nested flushes asked for | "
+      "/ moved page | reached the guest | faults of nested paging | work lost |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
   for (const std::string& workload : {nested, own})
     for (const std::string& system : results.systems()) {
       const std::vector<Cell>& cells = results.of(workload, system);
@@ -197,21 +197,22 @@ std::string nested_markdown(const Results& results) {
                     }), "%.3f");
       };
       auto flushes = [&](const Cell& c) { return std::optional(results.own_flush_calls(c)); };
-      out += std::string("| ") + (still ? "nobody" : workload == nested ? "the host" : "where it runs") + (still && workload == nested ? ", nested" : "") + " | " + title_of(system) + " | " +
+      out += std::string(workload == nested ? "| outside | " : "| inside | ") + title_of(system) + " | " +
              show(over(cells, [](const Cell& c) { return std::optional(c.final_ratio); }), "%.3f") + " | " +
              (still ? "0" : show(over(cells, [&](const Cell& c) { return results.gain(c); }), "%.2f")) + " | " + (still ? "-" : reached_text(cells, 0.9, false)) + " | " +
              show(over(cells, [](const Cell& c) { return std::optional(static_cast<double>(c.moved_pages)); }), "%.0f") + " | " + show(over(cells, flushes), "%.0f") + " | " + a_page(flushes) + " | " +
-             count("remote_tlb_flush_requests") + " | " + count("remote_tlb_flush") + " | " + a_page([&](const Cell& c) { return counted(c, "remote_tlb_flush"); }) + " | " + count("pf_taken") + " | " +
+             count("remote_tlb_flush_requests") + " | " + a_page([&](const Cell& c) { return counted(c, "remote_tlb_flush_requests"); }) + " | " + count("remote_tlb_flush") + " | " + count("pf_taken") + " | " +
              (still ? "0" : show(over(cells, [&](const Cell& c) { return results.lost_time(c); }), "%.1f %%", 100)) + " |\n";
     }
   return out +
          "\n- *nested flushes*: KVM's own counters of the VM over the measured time: `remote_tlb_flush_requests`, and of these\n"
-         "  `remote_tlb_flush`, which found its CPU in the guest and took it out. *Faults of nested paging*: `pf_taken`, exits since a page\n"
-         "  was not in the nested page table; a page that moves, or that the kernel looks for by a hint fault, leaves it.\n"
-         "- TCG shows how many there are, not what they cost: it has no cache of nested translations, and drops all translations at each\n"
-         "  entry to the guest and each exit from it. Work lost holds the kernel's instructions for exits, faults and moves.\n"
-         "- PML, by which a host can see what its guests write, cannot be run here: it is Intel's, and TCG emulates AMD's SVM only.\n"
-         "- Not for this: HyperTier's policies, which sample where the workload runs (the rows below); see hotset-2m-nested above.\n\n";
+         "  `remote_tlb_flush`, which found its CPU in the guest and took it out: fewer than on hardware, since here the CPUs run in turn.\n"
+         "  *Faults of nested paging*: `pf_taken`, exits since a page was not in the nested page table, which it leaves when it moves and\n"
+         "  when a hint fault is laid for it.\n"
+         "- TCG shows how many there are, not what they cost: neither a nested page walk nor a flush takes any of the guest's time. *Work lost*\n"
+         "  holds the instructions of the host's kernel for exits, faults and moves.\n"
+         "- PML, by which a host sees what its guests write, cannot be run here: TCG does not emulate it.\n"
+         "- HyperTier's policies are inside only: they sample where the workload runs.\n\n";
 }
 
 }  // namespace
