@@ -2,7 +2,9 @@
 // The workloads that are measured, and how much fast memory each may have.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +20,9 @@ struct Case {
   unsigned shift_s;     // another hot set each so many seconds; 0: never
   bool named;           // one of the eight that a whole run fills
   bool thp = false;     // huge pages always; else none
+
+  // A virtual machine inside the lab has the memory, and its host tiers it.
+  bool nested() const { return std::find(command.begin(), command.end(), "--nested") != command.end(); }
 };
 
 inline const std::vector<Case>& cases() {
@@ -39,6 +44,7 @@ inline const std::vector<Case>& cases() {
       {"xsbench", "XSBench-like lookups, 48 MiB of tables slow at the start", {"kernels", "xsbench"}, 118, 83, 45, 0, false},
       {"liblinear", "liblinear-train (dual SVM) on sparse rows by zipf: 32 MiB of weights, 96 MiB of rows", {"trainload"}, 36, 997, 45, 0, false},
       {"sqlite", "SQLite, a database of 192 MiB in memory, transactions between accounts by zipf", {"kernels", "sqlite", "--size", "192M"}, 48, 83, 45, 0, false},
+      {"hotset-2m-nested", "hotset-2m in a virtual machine, whose host tiers it from outside", {"hotset", "--nested", "--piece", "2M", "--place", "slow-hot"}, 118, 83, 60, 0, false},
       {"bfs", "breadth-first search on a Kronecker graph", {"kernels", "bfs", "--size", "192M"}, 48, 83, 45, 0, false},
   };
   return all;
@@ -48,6 +54,13 @@ inline const Case* find_case(const std::string& name) {
   for (const Case& one : cases())
     if (one.name == name) return &one;
   return nullptr;
+}
+
+// Why a system is not for a workload; nothing: it is.
+inline std::optional<std::string> unfit(const Case& one, const std::string& system) {
+  if (!one.nested() || (!system.starts_with("heattree") && !system.starts_with("hyperplace"))) return std::nullopt;
+  if (system.ends_with("@abit")) return "a guest's accesses set accessed bits in nested page tables, and it reads those of the process";
+  return "it samples inside the guest, which is hotset-2m; to its host a guest's samples are addresses of the guest (the lab's are not: it gives the guest those of its process)";
 }
 
 }  // namespace bench

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <utility>
@@ -180,6 +181,21 @@ std::map<std::string, uint64_t> cpu_ns() {
       all[comm] += std::strtoull(e2e::read_file(task + "/schedstat").c_str(), nullptr, 10);
     });
   });
+  return all;
+}
+
+// What KVM counts of the virtual machine that a process has; empty: it has none.
+std::map<std::string, uint64_t> nested_stat(pid_t pid) {
+  std::map<std::string, uint64_t> all;
+  std::error_code error;
+  for (const auto& vm : std::filesystem::directory_iterator("/sys/kernel/debug/kvm", error)) {
+    if (!vm.path().filename().string().starts_with(std::to_string(pid) + "-")) continue;
+    for (const auto& entry : std::filesystem::directory_iterator(vm.path(), error)) {
+      const std::string name = entry.path().filename();
+      for (const char* wanted : {"remote_tlb_flush", "tlb_flush", "pf_", "mmu_", "exits", "irq_exits", "halt_exits"})
+        if (name.starts_with(wanted) && entry.is_regular_file()) all[name] = std::strtoull(e2e::read_file(entry.path()).c_str(), nullptr, 10);
+    }
+  }
   return all;
 }
 
@@ -404,6 +420,7 @@ json run(Options options, const Case& one) {
   else
     prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);  // the workload's too: small pages for all
   system->prepare();
+  if (one.nested() && e2e::run({"modprobe", "kvm_amd"}).status != 0) die("cannot load kvm_amd", "QEMU emulates its hardware where it interprets: --accel tcg");
   hold_down(options.usable_mib << 20);
   Workload workload = start_workload(one, options.seed);
   keep_apart(workload.pid);
@@ -425,6 +442,7 @@ json run(Options options, const Case& one) {
   if (!options.record.empty()) recorder.emplace(options, one, workload.pid, places, capacity);
   auto vmstat_start = tiering_vmstat();
   auto cpu_start = cpu_ns();
+  auto nested_start = nested_stat(workload.pid);
   const double start_s = now_s();
   system->start(memory, workload.pid);
   // From here on: what switching a system on patches in the kernel's text (static
@@ -520,6 +538,7 @@ json run(Options options, const Case& one) {
     carried_out[name] = count.flushes;
   }
   json result = {{"vmstat", difference(vmstat_start, tiering_vmstat())}, {"cpu_ns", difference(cpu_start, cpu_ns(), 1000000)}};
+  if (const auto nested = nested_stat(workload.pid); !nested.empty()) result["nested"] = difference(nested_start, nested);
   system->stop();
   const bool ok = workload.stop();
   if (!ok) die(one.name + " found wrong memory: a page was lost or corrupted");

@@ -19,7 +19,8 @@
 //   stop     verify, answer "stopped" and exit; exit status 1 if memory was wrong
 //
 // With --file the region is a mapping of a file: page cache, or shared memory if
-// the file is on a tmpfs.
+// the file is on a tmpfs. With --nested it is the memory of a virtual machine, and what
+// runs in there makes the accesses.
 #include <fcntl.h>
 #include <numa.h>
 #include <numaif.h>
@@ -36,6 +37,7 @@
 #include <CLI/CLI.hpp>
 
 #include "commands.hpp"
+#include "nested.hpp"
 
 using nlohmann::json;
 using workload::burn;
@@ -67,6 +69,7 @@ struct Options {
   std::string place = "default";
   std::string file;        // empty: anonymous memory
   std::string map = "shared";
+  bool nested = false;
   int fast_node = 0;
   int slow_node = 1;
 };
@@ -75,6 +78,57 @@ struct Options {
   std::fprintf(stderr, "hotset: %s%s\n", what.c_str(), errno ? (std::string(": ") + strerror(errno)).c_str() : "");
   if (!hint.empty()) std::fprintf(stderr, "HINT: %s\n", hint.c_str());
   std::exit(1);
+}
+
+// Accesses to make and what came of them: all that a nested guest is told.
+struct Work {
+  Line* lines;
+  const uint64_t* order;  // of the pieces, the hot ones first
+  uint64_t pieces, hot_pieces, lines_per_piece, hot_below, write_below, filler, seed;
+  Random random{0};
+  uint64_t accesses;
+  uint64_t hot_accesses = 0, writes = 0, errors = 0;
+  const Line* wrong = nullptr;  // the last that was
+
+  static uint64_t key(uint64_t seed, uint64_t index) { return workload::mix(seed ^ (index << 8)); }
+
+  void check(const Line& line, uint64_t index) {
+    if (line.check != (line.value ^ key(seed, index))) errors++, wrong = &line;
+  }
+
+  // One line of each page.
+  void look() {
+    for (uint64_t index = 0; index < pieces * lines_per_piece; index += kPage / kLine) check(lines[index], index);
+  }
+
+  void run() {
+    const uint64_t cold_pieces = pieces - hot_pieces;
+    for (uint64_t n = 0; n < accesses; n++) {
+      bool hot = cold_pieces == 0 || random.next() < hot_below;
+      uint64_t piece = order[hot ? random.below(hot_pieces) : hot_pieces + random.below(cold_pieces)];
+      uint64_t index = piece * lines_per_piece + random.below(lines_per_piece);
+      Line& line = lines[index];
+      uint64_t value = line.value;
+      check(line, index);
+      if (random.next() < write_below) {
+        line.value = value + 1;
+        line.check = (value + 1) ^ key(seed, index);
+        writes++;
+      }
+      hot_accesses += hot;
+      burn(filler);
+    }
+  }
+};
+
+// What the nested guest executes, from a copy: so it calls nothing, and is one piece, which
+// a function with a section of its own is.
+extern "C" const char __start_nested_guest[], __stop_nested_guest[];
+[[noreturn, gnu::section("nested_guest"), gnu::used, gnu::flatten, gnu::noinline, gnu::no_stack_protector]] void in_guest(Work* work) {
+  for (;;) {
+    work->accesses ? work->run() : work->look();
+    asm volatile("hlt" ::: "memory");
+  }
 }
 
 uint64_t node_free_bytes(int node) {
@@ -109,25 +163,17 @@ class Hotset {
   }
 
   void run(uint64_t accesses) {
-    const uint64_t hot_below = static_cast<uint64_t>(options_.hot_share * 0x1p63) * 2;
-    const uint64_t write_below = static_cast<uint64_t>(options_.rmw * 0x1p63) * 2;
-    const uint64_t cold_pieces = pieces_ - hot_pieces_;
-    const uint64_t filler = options_.filler / 32;
-    for (uint64_t n = 0; n < accesses; n++) {
-      bool hot = cold_pieces == 0 || random_.next() < hot_below;
-      uint64_t piece = order_[hot ? random_.below(hot_pieces_) : hot_pieces_ + random_.below(cold_pieces)];
-      uint64_t index = piece * lines_per_piece_ + random_.below(lines_per_piece_);
-      Line& line = lines_[index];
-      uint64_t value = line.value;
-      check(line, index);
-      if (random_.next() < write_below) {
-        line.value = value + 1;
-        line.check = (value + 1) ^ key(index);
-        writes_++;
-      }
-      hot_accesses_ += hot;
-      burn(filler);
-    }
+    Work& work = room_ ? room_->work : own_;
+    work = {lines_, room_ ? room_->order : order_.data(), pieces_, hot_pieces_, lines_per_piece_, threshold(options_.hot_share),
+            threshold(options_.rmw), options_.filler / 32, options_.seed, random_, accesses};
+    if (nested_)
+      nested_->run();
+    else
+      work.run();
+    random_ = work.random;
+    hot_accesses_ += work.hot_accesses;
+    writes_ += work.writes;
+    if (work.errors) complain(*work.wrong, work.errors);
     accesses_ += accesses;
   }
 
@@ -184,27 +230,54 @@ class Hotset {
   }
 
  private:
-  uint64_t key(uint64_t index) const { return workload::mix(options_.seed ^ (index << 8)); }
+  // What the guest has besides the region, behind it.
+  struct Room {
+    static constexpr uint64_t kBytes = workload::Nested::kHuge;
+    alignas(kPage) char code[kPage];
+    Work work;
+    uint64_t order[(kBytes - 4 * kPage) / sizeof(uint64_t)];
+    alignas(kPage) char stack[2 * kPage];
+  };
+  static_assert(sizeof(Room) == Room::kBytes);
+
+  static uint64_t threshold(double share) { return static_cast<uint64_t>(share * 0x1p63) * 2; }
+
+  uint64_t key(uint64_t index) const { return Work::key(options_.seed, index); }
 
   void check(const Line& line, uint64_t index) {
-    if (line.check == (line.value ^ key(index))) return;
-    if (errors_++ < 5)
+    if (line.check != (line.value ^ key(index))) complain(line, 1);
+  }
+
+  void complain(const Line& line, uint64_t errors) {
+    errors_ += errors;
+    if (errors_ - errors < 5)
       std::fprintf(stderr, "hotset: wrong memory at %p: value %llx check %llx\n", (const void*)&line,
                    (unsigned long long)line.value, (unsigned long long)line.check);
   }
 
   void map() {
+    const uint64_t bytes = options_.size + (options_.nested ? Room::kBytes : 0);
     char* raw = static_cast<char*>(
-        mmap(nullptr, options_.size + kAlign, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        mmap(nullptr, bytes + kAlign, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (raw == MAP_FAILED) die("cannot map the region");
     auto start = (reinterpret_cast<uint64_t>(raw) + kAlign - 1) & ~(kAlign - 1);
     base_ = reinterpret_cast<char*>(start);
     lines_ = reinterpret_cast<Line*>(base_);
     munmap(raw, static_cast<size_t>(base_ - raw));
-    munmap(base_ + options_.size, static_cast<size_t>(raw + kAlign - base_));
+    munmap(base_ + bytes, static_cast<size_t>(raw + kAlign - base_));
     if (!options_.file.empty()) return map_file();
     int advice = options_.thp == "never" ? MADV_NOHUGEPAGE : options_.thp == "always" ? MADV_HUGEPAGE : 0;
-    if (advice && madvise(base_, options_.size, advice)) die("cannot set the huge page advice");
+    if (advice && madvise(base_, bytes, advice)) die("cannot set the huge page advice");
+    if (options_.nested) nest();
+  }
+
+  void nest() {
+    room_ = new (base_ + options_.size) Room;
+    const auto code_bytes = static_cast<size_t>(__stop_nested_guest - __start_nested_guest);
+    if (code_bytes > sizeof room_->code || pieces_ > std::size(room_->order)) die("the nested guest does not fit its room", "larger pieces are fewer");
+    std::memcpy(room_->code, __start_nested_guest, code_bytes);
+    nested_.emplace(base_, options_.size + Room::kBytes);
+    nested_->set(room_->code, &room_->work, room_->stack + sizeof room_->stack);
   }
 
   void map_file() {
@@ -221,6 +294,7 @@ class Hotset {
     for (uint64_t i = pieces_ - 1; i > 0; i--) std::swap(order_[i], order_[random_.below(i + 1)]);
     if (!avoid.empty())
       std::stable_partition(order_.begin(), order_.end(), [&](uint64_t piece) { return !avoid[piece]; });
+    if (room_) std::copy(order_.begin(), order_.end(), room_->order);
   }
 
   void fill_piece(uint64_t piece) {
@@ -268,6 +342,7 @@ class Hotset {
       fill_piece(piece);
     }
     if (options_.place != "default") policy(MPOL_DEFAULT, -1, 0, pieces_);
+    if (nested_) run(0);  // it has all of its memory before anything is measured
     if (fd_ < 0) return;
     if (fsync(fd_)) die("cannot write " + options_.file);
     for (uint64_t at = 0; at < options_.size; at += kPage) (void)*static_cast<volatile char*>(base_ + at);
@@ -300,6 +375,9 @@ class Hotset {
 
   Options options_;
   Random random_;
+  Work own_{};
+  Room* room_ = nullptr;
+  std::optional<workload::Nested> nested_;
   int fd_ = -1;
   char* base_ = nullptr;
   Line* lines_ = nullptr;
@@ -326,6 +404,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--file", o.file, "the region is a mapping of this file, which is made anew");
   app.add_option("--map", o.map, "how it is mapped: shared, private")->check(CLI::IsMember({"shared", "private"}))->capture_default_str();
+  app.add_flag("--nested", o.nested, "the accesses are made by a virtual machine (KVM) that has the region as its memory")->excludes("--file");
   app.add_option("--fast-node", o.fast_node)->capture_default_str();
   app.add_option("--slow-node", o.slow_node)->capture_default_str();
   try {
@@ -334,6 +413,7 @@ int main(int argc, char** argv) {
     return app.exit(e) ? 2 : 0;
   }
   errno = 0;
+  if (o.nested && o.size % workload::Nested::kHuge) die("--nested wants --size in multiples of 2M");
   if (o.piece < kPage || o.piece % kPage) die("--piece must be a multiple of 4096 bytes");
   if (o.size % o.piece || o.hot % o.piece || o.hot == 0 || o.hot > o.size)
     die("--size and --hot must be multiples of --piece, and 0 < hot <= size");
