@@ -50,7 +50,7 @@ int shell(const std::vector<std::string>& command) {
 }
 
 // How long a system is watched: what stands still needs less, the kernel's
-// tiering and DAMON need tens of seconds, ours 40 epochs and some.
+// tiering and DAMON need tens of seconds, ours 40 epochs and some on the named ones.
 unsigned seconds_for(const Case& one, const std::string& system) {
   if (system.ends_with("@sparse")) return 100;
   if (one.shift_s) return one.seconds;
@@ -58,7 +58,7 @@ unsigned seconds_for(const Case& one, const std::string& system) {
   if (system == "oracle") return 16;
   // The kernel's defaults still rise after 60 s there, in steps: two runs of a seed differ by 0.05 then.
   if (system == "kernel" && one.name.starts_with("hotset-2m") && !one.thp) return 90;
-  if (system == "kernel" || system == "kernel-tuned" || system == "damon") return one.seconds;
+  if (system == "kernel" || system == "kernel-tuned" || system == "damon" || !one.named) return one.seconds;
   return std::min(one.seconds, 30u);
 }
 
