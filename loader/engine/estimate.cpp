@@ -748,6 +748,12 @@ void Estimate::summarize(const Granule& g, const float piece[kPieces], Summary o
   }
 }
 
+// What one page's count is worth as evidence of how pages differ, beside e^2: of
+// ((x - e)^2 - x) / e^2 the variance is 2 / e^2 from the sampling and some constant from the
+// pages themselves. heat.md has e^2 alone, and a thousand hot pages that are all alike say
+// more than a hundred thousand others. Bits are weighed as a whole (learn).
+float Estimate::told_by(float e) const { return by_bits_ ? 1 : 1 / (1 + e * e); }
+
 // The lowest two levels of one granule: evidence, and the histogram of rates.
 // Of its pieces each look.every-th is looked into, and stands for the others.
 void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion (&d)[kLevels], std::vector<__u32>& histogram) {
@@ -774,8 +780,9 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion (&d)[kLev
     const float n = static_cast<float>(std::popcount(mask));
     const float e = piece[i] * exposure;
     const float x = f * static_cast<float>(sum);
-    excess += f * f * static_cast<float>(squares) - 2 * e * x + n * e * e - variance_ * x;
-    expected += n * e * e;
+    const float told = told_by(e);
+    excess += told * (f * f * static_cast<float>(squares) - 2 * e * x + n * e * e - variance_ * x);
+    expected += told * n * e * e;
     if (g.huge) continue;
     if (!sum) {
       histogram[key_of(piece[i])] += look.every * static_cast<__u32>(n);

@@ -267,6 +267,7 @@ class Estimate {
   void set_unit(__u32 unit);
   void pieces(const Granule& g, int scale, float out[kPieces], Dispersion* dispersion = nullptr) const;
   void inner_rates(const Granule& granule, unsigned piece, float rate, float out[kPiecePages]) const;
+  float told_by(float e) const;
   void pages_pass(Granule& g, int scale, Look look, Dispersion (&d)[kLevels], std::vector<__u32>& histogram);
   std::vector<Leaf> leaves();
   void estimate(int scale, __u64 top_pages, std::span<const Leaf> leaves);
