@@ -748,11 +748,12 @@ void Estimate::summarize(const Granule& g, const float piece[kPieces], Summary o
   }
 }
 
-// What one page's count is worth as evidence of how pages differ, beside e^2: of
-// ((x - e)^2 - x) / e^2 the variance is 2 / e^2 from the sampling and some constant from the
-// pages themselves. heat.md has e^2 alone, and a thousand hot pages that are all alike say
-// more than a hundred thousand others. Bits are weighed as a whole (learn).
-float Estimate::told_by(float e) const { return by_bits_ ? 1 : 1 / (1 + e * e); }
+// What one page's count is worth as evidence of how pages differ, beside e^2. heat.md has
+// e^2 alone, and a thousand hot pages that are all alike say more than a hundred thousand
+// others. By the variance of ((x - e)^2 - x) / e^2 it should be 1 / (1 + e^2); but those near
+// the cut are among the hotter ones, and it is they whose k counts: between the two the
+// B-tree moves least and ends best. Bits are weighed as a whole (learn).
+float Estimate::told_by(float e) const { return by_bits_ ? 1 : 1 / (1 + e); }
 
 // The lowest two levels of one granule: evidence, and the histogram of rates.
 // Of its pieces each look.every-th is looked into, and stands for the others.
