@@ -29,6 +29,8 @@ constexpr float kSimilar = 1.5;
 constexpr double kRepeatsKeep = 0.95;  // by epoch
 // More touches than this within an interval are not told from fewer.
 constexpr float kTouchesMax = 4;
+// In which all pages tell alike of dispersion.
+constexpr unsigned kFirstPasses = 24;
 // An interval should find as many pages touched as the top set has, at most this share
 // of all. It is the pages about the cut that a bit must tell apart, which it does best if
 // they are touched once or twice; those far above may be touched in each interval.
@@ -749,11 +751,11 @@ void Estimate::summarize(const Granule& g, const float piece[kPieces], Summary o
 }
 
 // What one page's count is worth as evidence of how pages differ, beside e^2. heat.md has
-// e^2 alone, and a thousand hot pages that are all alike say more than a hundred thousand
-// others. By the variance of ((x - e)^2 - x) / e^2 it should be 1 / (1 + e^2); but those near
-// the cut are among the hotter ones, and it is they whose k counts: between the two the
-// B-tree moves least and ends best. Bits are weighed as a whole (learn).
-float Estimate::told_by(float e) const { return by_bits_ ? 1 : 1 / (1 + e); }
+// e^2 alone, with which a thousand hot pages that are all alike say more at first than a hundred
+// thousand others that had no second sample yet, and nothing is told apart there for seconds.
+// Later it is the hotter ones, near the cut, whose k counts: with less weight for them cold
+// pages that had a sample change places for ever. Bits are weighed as a whole (learn).
+float Estimate::told_by(float e) const { return by_bits_ || pass_ > kFirstPasses ? 1 : 1 / (1 + e); }
 
 // The lowest two levels of one granule: evidence, and the histogram of rates.
 // Of its pieces each look.every-th is looked into, and stands for the others.
