@@ -282,7 +282,7 @@ TEST(Estimate, Scale) {
       d->estimate.pass(800);
     }
   }
-  EXPECT_NEAR(twice.estimate.mean_rate() / once.estimate.mean_rate(), 2, 0.05);
+  EXPECT_NEAR(twice.estimate.mean_rate() / once.estimate.mean_rate(), 2, 0.02);
   EXPECT_NEAR(twice.estimate.top_rate() / once.estimate.top_rate(), 2, 0.1);
 }
 
