@@ -87,4 +87,27 @@ class SampleSource {
   virtual ht_sampler_stats stats() = 0;
 };
 
+// Samples, and accessed bits beside them.
+class BothSources final : public SampleSource {
+ public:
+  BothSources(SampleSource& samples, SampleSource& bits) : samples_(samples), bits_(bits) {}
+
+  [[nodiscard]] Result<> drain(const std::function<void(const ht_granule&)>& fold) override {
+    if (auto drained = samples_.drain(fold); !drained) return drained;
+    return bits_.drain(fold);  // it has no samples, but may have failed
+  }
+  void drain_bits(const std::function<void(const ht_bits&)>& fold) override { bits_.drain_bits(fold); }
+  void manage(__u64 space, __u32 pid, std::span<const ht_mapping> mappings) override { bits_.manage(space, pid, mappings); }
+  void aim(__u64 interval_ns) override { bits_.aim(interval_ns); }
+  void forget(__u64 space, __u64 start, __u64 end) override {
+    samples_.forget(space, start, end);
+    bits_.forget(space, start, end);
+  }
+  ht_sampler_stats stats() override { return samples_.stats(); }
+
+ private:
+  SampleSource& samples_;
+  SampleSource& bits_;
+};
+
 }  // namespace hypertier

@@ -247,7 +247,7 @@ std::optional<double> Results::lost_time(const Cell& cell) const {
 }
 
 const std::vector<std::string>& known_systems() {
-  static const std::vector<std::string> all = {"none", "kernel", "kernel-tuned", "damon", "hyperplace", "heattree", "heattree@sparse", "heattree@abit", "oracle"};
+  static const std::vector<std::string> all = {"none", "kernel", "kernel-tuned", "damon", "hyperplace", "heattree", "heattree@sparse", "heattree@abit", "heattree@vpebs+abit", "heattree@vpebs+abit@sparse", "oracle"};
   return all;
 }
 
@@ -261,7 +261,7 @@ std::string title_of(const std::string& system) {
 std::string colour_of(const std::string& system) {
   static const std::map<std::string, std::string> colours = {
       {"none", "#9a9a9a"}, {"kernel", "#8ec4e8"}, {"kernel-tuned", "#2872b3"}, {"damon", "#8456a8"}, {"oracle", "#111111"},
-      {"hyperplace", "#e8740c"}, {"heattree", "#b3003c"}, {"heattree@sparse", "#e58aa3"}, {"hyperplace@abit", "#d4a017"}, {"heattree@abit", "#6b8e23"}};
+      {"hyperplace", "#e8740c"}, {"heattree", "#b3003c"}, {"heattree@sparse", "#e58aa3"}, {"hyperplace@abit", "#d4a017"}, {"heattree@abit", "#6b8e23"}, {"heattree@vpebs+abit", "#1b7a4b"}, {"heattree@vpebs+abit@sparse", "#7bc8a0"}};
   auto found = colours.find(system);
   return found == colours.end() ? "#2e8b57" : found->second;
 }

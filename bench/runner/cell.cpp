@@ -160,7 +160,7 @@ std::optional<uint64_t> operations_of(const json& done) {
 std::map<std::string, uint64_t> tiering_vmstat() {
   std::map<std::string, uint64_t> all;
   for (const auto& [name, value] : e2e::vmstat())
-    for (const char* wanted : {"pgpromote_", "pgdemote_", "pgmigrate_", "numa_hint_faults", "numa_pte_updates", "pswpout", "compact_migrate_scanned"})
+    for (const char* wanted : {"pgpromote_", "pgdemote_", "pgmigrate_", "numa_hint_faults", "numa_pte_updates", "pswpout", "compact_"})
       if (name.starts_with(wanted)) all[name] = value;
   return all;
 }
@@ -577,7 +577,7 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app{"one cell of the benchmarks, inside the lab: use ./run bench"};
   app.add_option("--workload", options.workload)->required();
-  app.add_option("--system", options.system, "none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE|@sparse]")->required();
+  app.add_option("--system", options.system, "none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE][@sparse]")->required();
   app.add_option("--seed", options.seed);
   app.add_option("--seconds", options.seconds, "of the guest's clock; 0: as the workload says");
   app.add_option("--window-ms", options.window_ms);

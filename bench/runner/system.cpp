@@ -183,7 +183,7 @@ class HyperTier final : public System {
  public:
   explicit HyperTier(const SystemOptions& options) : options_(options) {
     policy_ = options.name.substr(0, options.name.find('@'));
-    if (auto at = options.name.find('@'); at != std::string::npos && !is_sparse(options.name)) source_ = options.name.substr(at + 1);
+    source_ = source_of(options.name);
     // What slow memory costs more is 170 ns beside 2e9 instructions a second in the
     // model of the report. The lab's clock, by which swaps are measured, counts 2 ns an
     // instruction, 4 times as much, and counts those of the other CPU as well: so in

@@ -46,6 +46,7 @@ class LoadedAdapter : public Adapter {
       auto abit = Abit::open(*programs, options.bits_cpu_share);
       if (!abit) return std::unexpected(abit.error());
       abit_ = std::move(*abit);
+      if (options.samples) both_.emplace(*sampler_, *abit_);
     }
     if (options.pins.empty()) return {};
 
@@ -67,16 +68,17 @@ class LoadedAdapter : public Adapter {
     return mover_->caller(cgroup_id);
   }
   SampleSource& samples() override {
+    if (both_) return *both_;
     if (abit_) return *abit_;
     return *sampler_;
   }
 
   Result<> start(const ChosenSource& source) override {
     if (auto watching = spaces_->start(); !watching) return watching;
-    if (abit_) return abit_->start(), Result<>();
-    auto sampling = sampler_->start(source);
-    if (!sampling) spaces_->stop();
-    return sampling;
+    if (source.samples())
+      if (auto sampling = sampler_->start(source); !sampling) return spaces_->stop(), sampling;
+    if (source.bits) abit_->start();
+    return {};
   }
 
   void stop() override {
@@ -96,9 +98,11 @@ class LoadedAdapter : public Adapter {
   }
 
   SamplerCost cost() const override {
-    if (!abit_) return sampler_->cost();
-    const BitsStats bits = abit_->bits_stats();
-    return {bits.cpu_ns_total, bits.cycles_total};
+    SamplerCost cost = sampler_->cost();
+    const BitsStats read = bits();
+    cost.ns_total += read.cpu_ns_total;
+    cost.runs_total += read.cycles_total;
+    return cost;
   }
   GranuleUse granules() const override { return sampler_->granules(); }
   Result<> set_period(std::uint64_t period) override { return sampler_->set_period(period); }
@@ -109,7 +113,8 @@ class LoadedAdapter : public Adapter {
   fs::path pins_;
   std::unique_ptr<Mover> mover_;
   std::unique_ptr<Sampler> sampler_;
-  std::unique_ptr<Abit> abit_;  // in its place, if asked for
+  std::unique_ptr<Abit> abit_;  // in its place or beside it, if asked for
+  std::optional<BothSources> both_;  // beside it
   std::unique_ptr<SpaceWatcher> spaces_;
 };
 

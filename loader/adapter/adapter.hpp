@@ -35,8 +35,9 @@ struct AdapterOptions {
   // (ht_module_info::movers).
   std::optional<std::array<int, HT_TIERS>> syscall_nodes;
   std::filesystem::path pins = "/sys/fs/bpf/hypertier/v1";  // empty: pin nothing
-  // Read accessed bits instead of sampling, in so much of all CPUs' time; 0: sample.
+  // Read accessed bits, in so much of all CPUs' time; 0: none are read.
   double bits_cpu_share = 0;
+  bool samples = true;  // false: bits alone
   // Returns when no sampler that ran before runs any more: Module::settle, which
   // waits for no policy in its callback. Empty: a grace period, which does.
   std::function<Result<>()> settle;

@@ -90,6 +90,11 @@ void AdaptivePartition::count(Range& range, const ht_granule& granule, __u32 sam
 }
 
 void AdaptivePartition::fold(const ht_granule& granule, const Stray& stray) {
+  sampled_ = true;
+  take(granule, stray);
+}
+
+void AdaptivePartition::take(const ht_granule& granule, const Stray& stray) {
   const __u64 start = granule.granule << HT_GRANULE_SHIFT;
   const __u64 end = start + HT_GRANULE_SIZE;
 
@@ -137,7 +142,7 @@ void AdaptivePartition::fold(const ht_granule& granule, const Stray& stray) {
 
 __u64 AdaptivePartition::close(__u64 fast_pages) {
   // What lies in no range was unmapped since it was read.
-  return bits_.count(fast_pages, [this](const ht_granule& granule) { fold(granule, [](__u64, __u32) {}); });
+  return sampled_ ? 0 : bits_.count(fast_pages, [this](const ht_granule& granule) { take(granule, [](__u64, __u32) {}); });
 }
 
 // Fills mapping.ranges: what old ranges of the same kind cover stays theirs,

@@ -19,7 +19,10 @@ class AdaptivePartition final : public Partition {
 
   void begin(__u64 epoch) override;
   void fold(const ht_granule& granule, const Stray& stray) override;
-  void fold(const ht_bits& bits) override { bits_.fold(bits); }
+  // Nobody knows what a bit is worth in samples: where these are, they alone count.
+  void fold(const ht_bits& bits) override {
+    if (!sampled_) bits_.fold(bits);
+  }
   __u64 close(__u64 fast_pages) override;
   __u64 bits_interval_ns() const override { return bits_.interval_ns(); }
   void map(__u64 space, std::span<const ht_mapping> mappings) override;
@@ -72,6 +75,7 @@ class AdaptivePartition final : public Partition {
     __u32 words[HT_GRANULE_PAGES / 2];
   };
 
+  void take(const ht_granule& granule, const Stray& stray);
   static __u32 decayed(__u32 count, int scale, __u64 epochs);
   void decay(Range& range) const;
   void count(Range& range, const ht_granule& granule, __u32 samples, __u32 stores);
@@ -85,6 +89,7 @@ class AdaptivePartition final : public Partition {
 
   const EngineSettings& settings_;
   BitRates bits_;
+  bool sampled_ = false;
   __u64 epoch_ = 0;
   __u32 next_id_ = 1;
   std::size_t ranges_ = 0;    // all

@@ -39,6 +39,8 @@ constexpr double kTouchedMax = 0.5;
 // only a part of the set is in use, which shorter intervals find as well and sooner.
 constexpr double kTouchesTop = 2;
 constexpr double kTouchesKeep = 0.97;  // by epoch
+// Beside samples: so many of them are enough to say what a touch is worth.
+constexpr double kSamplesKnown = 100;
 constexpr double kTouchedKeep = 0.9;  // of what is known of that, by epoch
 
 __u32 decay_step(int scale) { return std::max(1U, Estimate::kHalfLife[scale] / 4); }
@@ -299,7 +301,7 @@ __u64 Estimate::next(__u64 space, __u64 granule) const {
 std::size_t Estimate::bytes() const {
   // A map's node is its value, three pointers and a colour; malloc adds a word.
   constexpr std::size_t kNode = 5 * sizeof(void*);
-  const std::size_t granule = sizeof(Granule) + sizeof(void*) + (by_bits_ ? sizeof(Bits) + sizeof(void*) : 0);
+  const std::size_t granule = sizeof(Granule) + sizeof(void*) + (has_bits_ ? sizeof(Bits) + sizeof(void*) : 0);
   return granules_ * granule + regions_ * (sizeof(Region) + kNode) +
          spaces_.size() * (sizeof(Space) + kNode);
 }
@@ -322,15 +324,49 @@ const Estimate::Age& Estimate::at(int scale, __u32 birth) const {
 }
 
 Estimate::Age Estimate::seen(int scale, const Granule& g) const {
-  if (!by_bits_) return at(scale, g.birth);
-  if (!g.bits || g.bits->squares[scale] <= 0) return {};
-  return {g.bits->watched[scale], g.bits->watched[scale] / g.bits->squares[scale]};
+  const bool watched = g.bits && g.bits->squares[scale] > 0;
+  if (by_bits()) return watched ? Age{g.bits->watched[scale], g.bits->watched[scale] / g.bits->squares[scale]} : Age{};
+  const Age& sampled = at(scale, g.birth);
+  if (!watched) return sampled;
+  const auto unit = static_cast<float>(epochs_a_unit_);
+  const float weight = sampled.weight + unit * g.bits->watched[scale];
+  const float squares = sampled.weight / sampled.noise + unit * g.bits->squares[scale];
+  return squares > 0 ? Age{weight, weight / squares} : Age{};
 }
 
-float Estimate::trust(const Granule& g) const {
-  if (!by_bits_) return 1;
+float Estimate::trust(int scale, const Granule& g, double phi) const {
+  if (!g.bits) return 1;
+  const float share = 1 / static_cast<float>(phi);
   // A huge page has one bit.
-  return g.huge ? 1.0F / static_cast<float>(kPages) : static_cast<float>(1 / granule_bits_.phi());
+  if (by_bits()) return g.huge ? 1.0F / static_cast<float>(kPages) : share;
+  const float sampled = at(scale, g.birth).weight;
+  const float watched = static_cast<float>(epochs_a_unit_) * g.bits->watched[scale];
+  return watched > 0 ? (sampled + watched * share) / (sampled + watched) : 1;
+}
+
+float Estimate::paired(int scale, const Granule& g, const Age& age) const {
+  const float unit = by_bits() ? 1 : static_cast<float>(epochs_a_unit_);
+  return age.weight > 0 ? 1 - g.bits->own[scale] * unit * unit / (age.weight * age.weight) : 0;
+}
+
+// What was told by bits alone was in touches, of which nobody can say how many samples
+// they would have been: what they are worth beside samples is learned from now on.
+void Estimate::first_samples() {
+  has_samples_ = true;
+  if (!has_bits_) return;
+  for (auto& [space, regions] : spaces_)
+    for (auto& [index, region] : regions)
+      for (auto& g : region.granules) {
+        if (!g) continue;
+        std::memset(g->page, 0, sizeof(g->page));
+        std::memset(g->piece, 0, sizeof(g->piece));
+        std::fill(std::begin(g->count), std::end(g->count), 0.0F);
+        g->bits.reset();
+      }
+  epoch_samples_ = 0;
+  passed_ = judged_ = classes_fresh_ = false;
+  worth_.clear();
+  for (auto& classes : classes_) std::fill(classes.begin(), classes.end(), Class{});
 }
 
 // ages_[age]: an epoch's weight is that of the decays since; the one in
@@ -356,6 +392,7 @@ void Estimate::age_tables() {
 void Estimate::begin(__u64 epoch) {
   epoch_ = epoch;
   epoch_samples_ = 0;
+  epoch_touches_ = 0;
   epoch_hits_ = {};
   for (int s = 0; s < kScales; ++s)
     if (epoch_ % decay_step(s) == 0) decay(s);
@@ -445,6 +482,7 @@ void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
   for (const PageSamples& s : sampled) total += s.samples;
   if (!total) return;
 
+  if (!has_samples_) first_samples();
   predict(g, sampled, total);
   for (auto [p, n] : sampled) {
     if (!g.has(p))
@@ -458,6 +496,9 @@ void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
   for (float& count : g.count) count += static_cast<float>(total);
   g.sampled_epoch = static_cast<__u32>(epoch_);
   epoch_samples_ += total;
+  if (!has_bits_) return;
+  touches_ += total;
+  touches_variance_ += total;
 }
 
 void Estimate::fetch_pages(const Granule& g, std::span<const PageSamples> sampled) {
@@ -472,7 +513,9 @@ void Estimate::fetch_pages(const Granule& g, std::span<const PageSamples> sample
 // Bits become touches: where one was set, as many as its page's rate lets expect.
 // So a mean over checks is what the rate is, whatever the intervals were.
 __u32 Estimate::add(Granule& g, const ht_bits& bits) {
-  by_bits_ = true;
+  has_bits_ = true;
+  // One bit says nothing beside the samples of 512 pages.
+  if (g.huge && has_samples_) return 0;
   if (!g.bits) g.bits = std::make_unique<Bits>();
   Bits& known = *g.bits;
   const auto interval = static_cast<float>(static_cast<double>(bits.interval_ns) / kBitUnitNs);
@@ -505,12 +548,23 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
       set[total++] = {w * 64 + static_cast<unsigned>(std::countr_zero(left)), 1};
   bits_set_ += total;
   bits_watched_ += checked * interval;
-  if (total) predict(g, {set, total}, total);
+  const bool alone = !has_samples_;
+  if (total && alone) predict(g, {set, total}, total);
 
   float rate[kPages];
-  float expected = 1;  // touches of a page, before anything is known
-  auto touches = [&](unsigned p) { return passed_ ? std::min(rate[p] * interval, kTouchesMax) : expected; };
-  if (passed_) rates(g, rate);
+  // Touches of a page: before anything is known, and as its rate has it.
+  const float share = checked ? static_cast<float>(total) / static_cast<float>(checked) : 0;
+  const float expected = alone ? 1 : std::min(-std::log1p(-std::min(share, 0.99F)), kTouchesMax);
+  const float unit = alone ? 1 : static_cast<float>(epochs_a_unit_);
+  const bool rated = passed_ && unit > 0;
+  auto touches = [&](unsigned p) { return rated ? std::min(rate[p] * unit * interval, kTouchesMax) : expected; };
+  if (rated) rates(g, rate);
+  if (!alone) {
+    for (__u32 i = 0; i < total; ++i) touches_seen_ += touches_if_any(touches(set[i].page));
+    touches_of_ += checked * interval;
+    // What a touch is worth is not known yet.
+    if (unit <= 0) return total;
+  }
 
   float sum = 0;
   float variance = 0;
@@ -538,7 +592,10 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
     known.own[s] += interval * interval;
   }
   if (total) g.sampled_epoch = static_cast<__u32>(epoch_);
-  epoch_samples_ += static_cast<__u64>(sum);
+  if (alone)
+    epoch_samples_ += static_cast<__u64>(sum);
+  else
+    epoch_touches_ += sum;
   touches_ += sum;
   touches_variance_ += variance;
   return total;
@@ -561,20 +618,28 @@ void Estimate::end_fold(__u64 top_pages) {
   if (touches_ > 0) variance_ = static_cast<float>(touches_variance_ / touches_);
   touches_ *= kTouchesKeep;
   touches_variance_ *= kTouchesKeep;
-  double density = static_cast<double>(epoch_samples_) / static_cast<double>(std::max<__u64>(1, top_pages));
+  if (has_samples_) {
+    samples_seen_ = kTouchesKeep * samples_seen_ + static_cast<double>(epoch_samples_);
+    samples_of_ = kTouchesKeep * samples_of_ + static_cast<double>(pages_);
+    touches_seen_ *= kTouchesKeep;
+    touches_of_ *= kTouchesKeep;
+    // Pages are known from the first pass on.
+    epochs_a_unit_ = samples_seen_ > kSamplesKnown && samples_of_ > 0 && touches_of_ > 0 ? touches_seen_ / touches_of_ / (samples_seen_ / samples_of_) : 0;
+  }
+  double density = (static_cast<double>(epoch_samples_) + epoch_touches_) / static_cast<double>(std::max<__u64>(1, top_pages));
   density_ = density_ < 0 ? density : density_ + 0.1 * (density - density_);
   if (density_ > settings_.dense) set_unit(4);
   if (density_ < settings_.dense / 2) set_unit(16);
   choose();
   for (int s = 0; s < kScales; ++s) judge(s);
-  judged_ |= by_bits_ || (classes_fresh_ && learned_[scale_] && epoch_samples_ != 0);
+  judged_ |= by_bits() || (classes_fresh_ && learned_[scale_] && epoch_samples_ != 0);
   classes_fresh_ = false;
 }
 
 // Adds what the epoch brought to the classes of the last pass. Only that of the very
 // next epoch: pages that had samples since then are in another class by now.
 void Estimate::judge(int scale) {
-  const bool counts = classes_fresh_ && epoch_samples_ && !by_bits_;
+  const bool counts = classes_fresh_ && epoch_samples_ && !by_bits();
   const auto keep = static_cast<float>(settings_.worth_keep);
   for (Class& c : classes_[scale]) {
     if (counts) {
@@ -631,7 +696,7 @@ double Estimate::bit_interval_ns(__u64 top_pages) const {
   if (bits_set_ <= 0 || !pages_) return 0;
   const double share = std::min(static_cast<double>(top_pages) / static_cast<double>(pages_), kTouchedMax);
   const double found = share * bits_watched_ / bits_set_;
-  const double rate = top_rate();
+  const double rate = top_rate() * (has_samples_ ? epochs_a_unit_ : 1);
   return kBitUnitNs * (rate > 0 ? std::min(found, kTouchesTop / rate) : found);
 }
 
@@ -648,7 +713,7 @@ void Estimate::choose() {
 // m_i = m (k + x_i) / (k + e_i), rescaled so that the mean over the pages is m.
 void Estimate::pieces(const Granule& g, int scale, float out[kPieces], Dispersion* dispersion) const {
   const Age age = seen(scale, g);
-  const float noise = by_bits_ ? age.noise / static_cast<float>(piece_bits_.phi()) : age.noise;
+  const float noise = g.bits && !g.huge ? age.noise * trust(scale, g, piece_bits_.phi()) : age.noise;
   const float m = g.rate[scale];
   const float k = static_cast<float>(k_[scale][g.huge ? kHugePiece : kPiece]);
   const float exposure = m * noise * age.weight;
@@ -755,7 +820,7 @@ void Estimate::summarize(const Granule& g, const float piece[kPieces], Summary o
 // thousand others that had no second sample yet, and nothing is told apart there for seconds.
 // Later it is the hotter ones, near the cut, whose k counts: with less weight for them cold
 // pages that had a sample change places for ever. Bits are weighed as a whole (learn).
-float Estimate::told_by(float e) const { return by_bits_ || pass_ > kFirstPasses ? 1 : 1 / (1 + e); }
+float Estimate::told_by(float e) const { return by_bits() || pass_ > kFirstPasses ? 1 : 1 / (1 + e); }
 
 // The lowest two levels of one granule: evidence, and the histogram of rates.
 // Of its pieces each look.every-th is looked into, and stands for the others.
@@ -763,7 +828,7 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion (&d)[kLev
   const float m = g.rate[scale];
   if (g.huge) {
     histogram[key_of(m)] += g.present_pages();
-    if (by_bits_) return;
+    if (by_bits()) return;
   }
   float piece[kPieces];
   pieces(g, scale, piece, &d[g.huge ? kHugePiece : kPiece]);
@@ -801,8 +866,8 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion (&d)[kLev
   }
   page_level.excess += excess * static_cast<float>(look.every);
   if (g.bits) {
-    expected *= g.bits->paired(scale);
-    page_level.counted += g.count[scale] * age.noise;
+    expected *= paired(scale, g, age);
+    if (by_bits()) page_level.counted += g.count[scale] * age.noise;
   }
   page_level.expected += expected * static_cast<float>(look.every);
 }
@@ -834,7 +899,7 @@ std::vector<Estimate::Leaf> Estimate::leaves() {
         Leaf& leaf = list.emplace_back(Leaf{&g, static_cast<float>(g.present_pages()), {}, {}});
         for (int s = 0; s < kScales; ++s) {
           const Age age = seen(s, g);
-          const float noise = trust(g) * age.noise;
+          const float noise = trust(s, g, granule_bits_.phi()) * age.noise;
           leaf.x[s] = noise * g.count[s];
           leaf.exposure[s] = leaf.pages * noise * age.weight;
         }

@@ -8,9 +8,11 @@
 // like its own count. How much a child is believed is learned per level from
 // how much siblings differ beyond chance. Rates are samples per page and epoch.
 //
-// Accessed bits come instead of samples where there are no better ones. A page is
+// Accessed bits come instead of samples where there are none, or beside them. A page is
 // checked once in a while, so that what counts as n * W epochs above is the time
-// for which its bits were watched, and rates are touches per kBitUnitNs.
+// for which its bits were watched. Alone, rates are touches per kBitUnitNs. Beside
+// samples, a touch counts as a sample and the time watched as so many epochs as
+// bring a page as many samples: misses and touches are taken to be in proportion.
 //
 // Pure: pages, samples and presence in, rates out. Memory is allocated per
 // 2 MiB that has pages, and freed with them.
@@ -77,10 +79,7 @@ class Estimate {
   struct Bits {
     float watched[kScales] = {};  // kBitUnitNs, decayed
     float squares[kScales] = {};  // the same with squared weights
-    float own[kScales] = {};      // squares of each check's share of watched
-    // Of all that pairs of checks could say about how a page differs, what pairs of
-    // different ones are: one bit alone says nothing.
-    float paired(int scale) const { return watched[scale] > 0 ? 1 - own[scale] / (watched[scale] * watched[scale]) : 0; }
+    float own[kScales] = {};      // squares of each check's share of watched: see paired()
     // Of the last check, to compare.
     float interval = 0;
     __u64 checked[kPages / 64] = {};
@@ -193,7 +192,11 @@ class Estimate {
   // How much more the bits of 2 MiB, and of 64 KiB, vary from check to check than
   // independent ones would.
   double bit_dispersion(bool piece) const { return (piece ? piece_bits_ : granule_bits_).phi(); }
-  bool by_bits() const { return by_bits_; }
+  // Bits alone, so far.
+  bool by_bits() const { return has_bits_ && !has_samples_; }
+  // Epochs of samples that say as much of a page as one kBitUnitNs in which its bit
+  // was watched. 0: not known, or not both kinds are there.
+  double epochs_a_unit() const { return epochs_a_unit_; }
   __u32 unit() const { return unit_; }
   __u64 pages() const { return pages_; }  // present, as of the last pass
   std::size_t bytes() const;
@@ -259,8 +262,13 @@ class Estimate {
   const Age& at(int scale, __u32 birth) const;
   // How much was seen of each of its pages.
   Age seen(int scale, const Granule& g) const;
-  // Neighbours' bits are not independent: what they count above the pages.
-  float trust(const Granule& g) const;
+  // Neighbours' bits are not independent: what a granule's counts count above the
+  // pages, if its bits are so much (phi) more alike.
+  float trust(int scale, const Granule& g, double phi) const;
+  // Of all that pairs of looks at a page could say about how it differs, what is not
+  // of one check with itself: one bit alone says nothing.
+  float paired(int scale, const Granule& g, const Age& age) const;
+  void first_samples();
   void predict(const Granule& g, std::span<const PageSamples> sampled, __u32 total);
   void age_tables();
   void decay(int scale);
@@ -282,6 +290,7 @@ class Estimate {
   __u32 unit_ = 16;
   double density_ = -1;  // samples per page of the top set and epoch, smoothed
   __u64 epoch_samples_ = 0;
+  double epoch_touches_ = 0;
   unsigned pass_ = 0;
   int scale_ = 0;
   bool passed_ = false;
@@ -292,7 +301,14 @@ class Estimate {
   std::array<double, kScales> top_rate_{};
   std::array<double, kScales> hits_{};
   std::array<double, kScales> epoch_hits_{};
-  bool by_bits_ = false;  // since the first accessed bits came
+  bool has_bits_ = false;  // since the first of each came
+  bool has_samples_ = false;
+  // Both kinds, decayed: what comes of a sample's and of a bit's looking at a page.
+  double samples_seen_ = 0;
+  double samples_of_ = 0;  // pages and epochs
+  double touches_seen_ = 0;
+  double touches_of_ = 0;  // pages and kBitUnitNs
+  double epochs_a_unit_ = 0;
   Repeats granule_bits_;
   Repeats piece_bits_;
   // Bits set, and the time their pages were watched, decayed.

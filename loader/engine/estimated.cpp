@@ -199,6 +199,7 @@ void EstimatedPartition::fold(const ht_bits& bits) {
 // What pages on trial brought, as if the same number of both sides had been
 // checked. Neighbours' bits are not independent: they say less than their number.
 void EstimatedPartition::try_bits() {
+  if (!estimate_.by_bits()) return;  // samples told
   const Bits& hot = tried_bits_[HT_TIER_SLOW];
   const Bits& cold = tried_bits_[HT_TIER_FAST];
   if (!hot.checked || !cold.checked) return;
@@ -221,7 +222,7 @@ __u64 EstimatedPartition::close(__u64 fast_pages) {
   // What others hold of the tier is not to be had.
   top_pages_ = std::max<__u64>(1, std::clamp(in_fast_pages_, fast_pages / kTopMin, fast_pages));
   try_bits();
-  return bits_set_;
+  return estimate_.by_bits() ? bits_set_ : 0;
 }
 
 void EstimatedPartition::look_again(__u64 space, __u64 granule) {

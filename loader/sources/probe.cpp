@@ -257,6 +257,7 @@ Result<ChosenSource> probe_source(const Source& source, const SourceSettings& se
                         .period = source.period(settings),
                         .own_period = source.period({}),
                         .holds_budget = source.holds_budget(),
+                        .bits = true,
                         .events = {},
                         .probe = {}};
   auto real = source.events(settings);
@@ -277,16 +278,20 @@ Result<ChosenSource> probe_source(const Source& source, const SourceSettings& se
                         .period = source.period(settings),
                         .own_period = source.period({}),
                         .holds_budget = source.holds_budget(),
+                        .bits = false,
                         .events = (*real)[way],
                         .probe = *result};
   }
   return std::unexpected(reason);
 }
 
-Result<ChosenSource> choose_source(const SourceSettings& settings, std::string_view only,
-                                   const Roots& roots) {
+namespace {
+
+// The first that works, or that one; sampling: which delivers samples.
+Result<ChosenSource> first_source(const SourceSettings& settings, std::string_view only, bool sampling, const Roots& roots) {
   std::string refused, names, hint;
   for (const auto& source : make_sources(roots)) {
+    if (sampling && !source->samples()) continue;
     names += (names.empty() ? "" : ", ") + std::string(source->name());
     if (!only.empty() && source->name() != only) continue;
     auto chosen = probe_source(*source, settings, roots);
@@ -295,9 +300,28 @@ Result<ChosenSource> choose_source(const SourceSettings& settings, std::string_v
     if (!chosen.error().hint.empty())
       hint += (hint.empty() ? "" : "; ") + std::string(source->name()) + ": " + chosen.error().hint;
   }
+  if (refused.empty() && sampling)
+    return fail("there is no source of samples \"" + std::string(only) + "\"", "these are: " + names + ", or best for the first that works");
   if (refused.empty())
-    return fail("there is no source \"" + std::string(only) + "\"", "sources are: " + names);
+    return fail("there is no source \"" + std::string(only) + "\"", "sources are: " + names + ", and one that samples with +abit");
   return fail("no source of samples works here (" + refused + ")", hint);
+}
+
+}  // namespace
+
+Result<ChosenSource> choose_source(const SourceSettings& settings, std::string_view only,
+                                   const Roots& roots) {
+  constexpr std::string_view kBeside = "+abit";
+  if (!only.ends_with(kBeside)) return first_source(settings, only, false, roots);
+  only.remove_suffix(kBeside.size());
+  auto chosen = first_source(settings, only == "best" ? "" : only, true, roots);
+  if (!chosen) return chosen;
+  auto bits = first_source(settings, "abit", false, roots);
+  if (!bits) return bits;
+  chosen->name += kBeside;
+  chosen->description += ", and " + bits->description;
+  chosen->bits = true;
+  return chosen;
 }
 
 std::vector<SourceReport> diagnose_sources(const SourceSettings& settings, const Roots& roots) {

@@ -77,13 +77,15 @@ class Source {
 
 // A source that was proved to deliver, with what to open.
 struct ChosenSource {
-  std::string name;         // "pebs", "ibs", "vpebs", "abit"
+  std::string name;         // "pebs", "ibs", "vpebs", "abit", or "pebs+abit" and the like
   std::string description;  // one line for humans
   std::uint64_t period = 0;      // now
   std::uint64_t own_period = 0;  // the source's default
   bool holds_budget = false;     // by itself, see Source
-  std::vector<SourceEvent> events;  // none: accessed bits are read
+  bool bits = false;                // accessed bits are read, alone or beside samples
+  std::vector<SourceEvent> events;  // none: no samples
   ProbeResult probe;
+  bool samples() const { return !events.empty(); }
 };
 
 // One line of `tierctl doctor`.
@@ -104,7 +106,8 @@ Result<ChosenSource> probe_source(const Source& source, const SourceSettings& se
                                   const Roots& roots = {});
 
 // The first source that works; only the one called `only` if that is not
-// empty. The error says for each why it was refused.
+// empty. "X+abit" is source X with accessed bits beside its samples, "best+abit" the
+// first that samples. The error says for each why it was refused.
 Result<ChosenSource> choose_source(const SourceSettings& settings = {}, std::string_view only = {},
                                    const Roots& roots = {});
 

@@ -329,9 +329,18 @@ int command_status(const Context& context, const std::string& cgroup) {
   rows.clear();
   char density[32];
   std::snprintf(density, sizeof(density), "%.3f", status["s"].get<double>());
-  rows.push_back({"source", status["source"].get<std::string>() + ", one sample in " + number_text(status["period"]) +
-                                " misses, on " + number_text(status["sampling_cpus"]) + " CPUs"});
-  rows.push_back({"density", std::string(density) + " samples per fast-tier page and epoch"});
+  std::string source = status["source"].get<std::string>();
+  const Json& sampling = status["sampling"];
+  const bool samples = sampling.contains("period");
+  if (samples) source += ", one sample in " + number_text(status["period"]) + " misses, on " + number_text(status["sampling_cpus"]) + " CPUs";
+  if (sampling.contains("interval_ns")) {
+    char bits[96];
+    std::snprintf(bits, sizeof(bits), "%s accessed bits after %.1f ms, pass %llu", samples ? ";" : ",", sampling["interval_ns"].get<double>() * 1e-6,
+                  sampling["passes_total"].get<unsigned long long>());
+    source += bits;
+  }
+  rows.push_back({"source", source});
+  if (samples) rows.push_back({"density", std::string(density) + " samples per fast-tier page and epoch"});
   // What is fine is not shown.
   const std::string dropped = nonzero(status["dropped"]), failed = nonzero(status["move_failures"]),
                     stray = nonzero(status["stray_samples"]);

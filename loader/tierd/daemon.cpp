@@ -604,8 +604,8 @@ Json Daemon::status(const std::string& cgroup) const {
     Json& sampling = json["sampling"];
     const double budget = tiering_->cpu_share_max();
     sampling["cpu_share_max"] = budget > 0 ? Json(budget) : Json(nullptr);
-    sampling["cpu_share"] = std::max(0.0, tiering_->cpu_share());
-    if (tiering_->source().events.empty()) {
+    sampling["cpu_share"] = tiering_->cpu_share();
+    if (tiering_->source().bits) {
       const BitsStats bits = tiering_->bits();
       sampling["interval_ns"] = bits.interval_ns;
       sampling["passes_total"] = bits.passes_total;
@@ -616,7 +616,8 @@ Json Daemon::status(const std::string& cgroup) const {
       sampling["cpu_ns_total"] = bits.cpu_ns_total;
       sampling["read_ns_total"] = bits.read_ns_total;
       sampling["cycles_total"] = bits.cycles_total;
-    } else {
+    }
+    if (tiering_->source().samples()) {
       sampling["period"] = tiering_->period();
       sampling["period_min"] = tiering_->rate_control().period_min();
       sampling["period_max"] = tiering_->rate_control().period_max();

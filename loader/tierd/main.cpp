@@ -33,7 +33,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("tierd " HT_VERSION));
   app.add_option("--fast-nodes", options.tiering.tiers.fast_nodes, "NUMA nodes of the fast tier, as 0,2-3 (default: found out)");
   app.add_option("--slow-nodes", options.tiering.tiers.slow_nodes, "NUMA nodes of the slow tier (default: found out)");
-  app.add_option("--source", options.tiering.source, "take heat from this source only: pebs, ibs, vpebs or abit (default: the best that works)");
+  app.add_option("--source", options.tiering.source, "take heat from this source only: pebs, ibs, vpebs or abit; pebs+abit and the like, or best+abit: from accessed bits beside samples (default: the best that works)");
   app.add_option("--period", options.tiering.sampling.period, "misses per sample (default: the source's own)")
       ->check(CLI::Range(1U, 1U << 30));
   double cpu_percent = 0;

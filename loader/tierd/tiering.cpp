@@ -83,7 +83,11 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   adapter_options.granules = options.granules;
   if (info->movers == 1U << HT_MOVER_SYSCALL)
     adapter_options.syscall_nodes = {t.tiers_.nodes[HT_TIER_FAST].front(), t.tiers_.nodes[HT_TIER_SLOW].front()};
-  if (t.source_.events.empty()) adapter_options.bits_cpu_share = options.cpu_share.value_or(RateControl::kDefaultShare);
+  // Of both kinds each has half of what one may take.
+  const double cpu_share = options.cpu_share.value_or(RateControl::kDefaultShare);
+  const double each_share = t.source_.bits && t.source_.samples() ? cpu_share / 2 : cpu_share;
+  if (t.source_.bits) adapter_options.bits_cpu_share = each_share;
+  adapter_options.samples = t.source_.samples();
   adapter_options.settle = [&t] { return t.module_->settle(); };
   auto adapter = Adapter::open(adapter_options);
   if (!adapter) return std::unexpected(adapter.error());
@@ -100,11 +104,12 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   if (auto started = t.adapter_->start(t.source_); !started) return std::unexpected(started.error());
   auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy), moves);
   if (!seat) return std::unexpected(seat.error());
-  const bool bits = t.source_.events.empty();
-  if (bits || (t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share)
-    t.cpu_share_max_ = options.cpu_share.value_or(RateControl::kDefaultShare);
-  // Accessed bits hold their budget themselves.
-  t.rate_ = RateControl(bits ? 0 : t.cpu_share_max_, t.source_.own_period, t.source_.period);
+  const bool held = t.source_.samples() && ((t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share);
+  if (held && t.source_.bits)
+    t.cpu_share_max_ = cpu_share;
+  else if (held || t.source_.bits)
+    t.cpu_share_max_ = each_share;
+  t.rate_ = RateControl(held ? each_share : 0, t.source_.own_period, t.source_.period);
   t.period_ = t.source_.period;
   t.judged_ = std::chrono::steady_clock::now();
   t.judge_fd_ = Fd(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
@@ -297,9 +302,8 @@ std::vector<News> Tiering::take_news() {
 
 // BPF programs are timed by the kernel, the interrupt around them was by the probe.
 std::uint64_t Tiering::sampling_ns() const {
-  const SamplerCost cost = adapter_->cost();
-  if (source_.events.empty()) return cost.ns_total;
-  return cost.ns_total + adapter_->samples().stats().samples_total * source_.probe.sample_ns;
+  if (!source_.samples()) return 0;
+  return adapter_->cost().ns_total - adapter_->bits().cpu_ns_total + adapter_->samples().stats().samples_total * source_.probe.sample_ns;
 }
 
 void Tiering::hold_cpu_share() {
@@ -314,6 +318,8 @@ void Tiering::hold_cpu_share() {
     judged_ = now;
     const std::uint64_t ns = sampling_ns();
     const std::uint64_t period = rate_.update(ns - std::exchange(sampling_ns_, ns), elapsed_ns, cpus_);
+    const std::uint64_t bits_ns = adapter_->bits().cpu_ns_total;
+    bits_rate_.update(bits_ns - std::exchange(bits_ns_, bits_ns), elapsed_ns, cpus_);
     if (period != period_ && adapter_->set_period(period)) period_ = period;
     return {};
   });
@@ -321,7 +327,7 @@ void Tiering::hold_cpu_share() {
 
 double Tiering::cpu_share() const {
   std::lock_guard held(rate_lock_);
-  return rate_.share();
+  return std::max(0.0, rate_.share()) + std::max(0.0, bits_rate_.share());
 }
 
 std::uint64_t Tiering::period() const {
@@ -454,8 +460,8 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
     input.tier_pages[HT_TIER_SLOW] = slow.used;
   }
   input.cpus = cpus_;
-  // Accessed bits count no misses.
-  input.period = source_.events.empty() ? 0 : static_cast<std::uint32_t>(std::min<std::uint64_t>(period(), UINT32_MAX));
+  // Accessed bits alone count no misses.
+  input.period = !source_.samples() ? 0 : static_cast<std::uint32_t>(std::min<std::uint64_t>(period(), UINT32_MAX));
   input.budget_ns = static_cast<std::uint64_t>(terms.epoch_ms) * 1'000'000ULL;
   input.moves = (terms.flags & HT_POLICY_NO_MOVES) == 0;
   input.estimated = (terms.flags & HT_POLICY_ESTIMATED) != 0;

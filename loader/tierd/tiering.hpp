@@ -40,7 +40,7 @@ namespace hypertier {
 struct TieringOptions {
   TierOverrides tiers;
   std::uint32_t granules = 0;
-  std::string source;  // empty: choose
+  std::string source;  // as choose_source() takes it; empty: choose
   SourceSettings sampling;
   // CPU time that sampling may take, as a share of all online CPUs'. Not set: the
   // default, for sources that hold one.
@@ -137,9 +137,11 @@ class Tiering {
   std::uint32_t cpus_ = 1;
   double cpu_share_max_ = 0;
   mutable std::mutex rate_lock_;
-  RateControl rate_;
+  RateControl rate_;       // of sampling
+  RateControl bits_rate_;  // of reading accessed bits, which holds its budget itself
   std::uint64_t period_ = 0;
   std::uint64_t sampling_ns_ = 0;  // sampling_ns() when it was last looked at
+  std::uint64_t bits_ns_ = 0;      // the same of reading bits
   std::chrono::steady_clock::time_point judged_;
   Fd judge_fd_;
   Fd news_fd_;

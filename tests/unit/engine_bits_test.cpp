@@ -268,6 +268,24 @@ TEST(Bits, EvenHeatAndAnIdleMachineMoveNothing) {
   }
 }
 
+// Rules on ranges know no way to weigh a touch and a sample: bits do not count.
+TEST(Bits, BesideSamplesRangesAreRankedByTheseAlone) {
+  constexpr int kGranules = 8;
+  Rig rig;
+  rig.policy.use_hyperplace();
+  rig.machine.size_pages[HT_TIER_FAST] = 2 * HT_GRANULE_PAGES;
+  rig.machine.size_pages[HT_TIER_SLOW] = kGranules * HT_GRANULE_PAGES;
+  rig.machine.map(kSpace, kFirst << HT_GRANULE_SHIFT, (kFirst + kGranules) << HT_GRANULE_SHIFT);
+  rig.start(100, kSpace);
+  std::mt19937 rng(1);
+  for (int e = 0; e < 10; ++e) {
+    rig.source.touch(kSpace, kFirst << HT_GRANULE_SHIFT, 50);
+    for (int g = 0; g < kGranules; ++g)
+      rig.source.bits.push_back(read_bits(rng, kFirst + static_cast<__u64>(g), 0.1, [&](unsigned) { return g ? 20.0 : 1.0; }));
+    EXPECT_EQ(rig.epoch().scope.samples, 50u) << e;
+  }
+}
+
 TEST(Bits, TheSourceLearnsWhatIsManaged) {
   BitHotset hotset(1, 0);
   hotset.epoch();

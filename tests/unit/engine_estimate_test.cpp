@@ -567,5 +567,94 @@ TEST(EstimateBits, AHugePagesBitIsOne) {
   EXPECT_LT(rates[0], 2.5 * std::accumulate(rates.begin(), rates.end(), 0.0) / static_cast<double>(rates.size()));
 }
 
+// ------------------------------------------------- accessed bits beside samples
+
+// rate is touches a second; one in so many of them is sampled.
+struct Both : Watched {
+  using Watched::Watched;
+  // sampled 0: no samples; turn 0: no bits.
+  void epochs(int n, __u64 top, double sampled, unsigned turn, double seconds) {
+    for (int i = 0; i < n; ++i) {
+      estimate.begin(++epoch);
+      for (unsigned g = 0; g < rate.size() / kPages; ++g) {
+        if (turn && (g + static_cast<unsigned>(i)) % turn == 0) check(g, seconds);
+        if (sampled <= 0) continue;
+        __u32 samples[kPages];
+        for (unsigned p = 0; p < kPages; ++p)
+          samples[p] = rate[g * kPages + p] > 0 ? std::poisson_distribution<__u32>(rate[g * kPages + p] * kEpoch * sampled)(rng) : 0;
+        count(estimate, *estimate.find(kSpace, kFirst + g), samples);
+      }
+      estimate.end_fold(top);
+      estimate.pass(top);
+    }
+  }
+  double mean(unsigned g) {
+    const std::vector<float> all = rates();
+    return std::accumulate(all.begin() + g * kPages, all.begin() + (g + 1) * kPages, 0.0) / kPages;
+  }
+  static constexpr double kEpoch = 0.5;
+};
+
+TEST(EstimateBoth, RatesAreOfSamplesWhateverBitsAreReadAlongside) {
+  constexpr double kSampled = 0.005;
+  Both m(16);
+  for (unsigned g = 0; g < 16; ++g) std::fill_n(m.rate.begin() + g * kPages, kPages, 2 * std::exp2(g / 4.0));
+  m.epochs(100, 4 * kPages, kSampled, 5, 0.04);
+  // A second has 1 / kTouch units and 1 / kEpoch epochs.
+  EXPECT_NEAR(m.estimate.epochs_a_unit(), kTouch / (Both::kEpoch * kSampled), 0.15 * kTouch / (Both::kEpoch * kSampled));
+  for (unsigned g = 0; g < 16; ++g) {
+    const double truth = m.rate[g * kPages] * Both::kEpoch * kSampled;
+    EXPECT_NEAR(m.mean(g), truth, 0.15 * truth) << g;
+  }
+  EXPECT_FALSE(m.estimate.by_bits());
+}
+
+TEST(EstimateBoth, TellMoreThanEither) {
+  auto precision = [](double sampled, unsigned turn) {
+    Both m(64, 5);
+    for (double& r : m.rate) r = m.rng() % 6 ? 2 : 22;
+    const auto hot = static_cast<__u64>(std::count(m.rate.begin(), m.rate.end(), 22));
+    m.epochs(60, hot, sampled, turn, 0.045);
+    return m.precision(hot);
+  };
+  const double samples = precision(0.002, 0), bits = precision(0, 15), both = precision(0.002, 15);
+  std::printf("precision: samples %.3f, bits %.3f, both %.3f\n", samples, bits, both);
+  EXPECT_GT(both, samples + 0.03);
+  EXPECT_GT(both, bits + 0.03);
+}
+
+// Bits alone are in touches; with the first sample rates are of samples.
+TEST(EstimateBoth, SamplesMayComeLater) {
+  constexpr double kSampled = 0.005;
+  Both m(16);
+  for (unsigned g = 0; g < 16; ++g) std::fill_n(m.rate.begin() + g * kPages, kPages, g < 4 ? 20 : 2);
+  m.epochs(30, 4 * kPages, 0, 5, 0.04);
+  EXPECT_TRUE(m.estimate.by_bits());
+  EXPECT_NEAR(m.mean(0) / kTouch, 20, 4);
+  m.epochs(30, 4 * kPages, kSampled, 5, 0.04);
+  EXPECT_FALSE(m.estimate.by_bits());
+  for (unsigned g : {0U, 8U}) {
+    const double truth = m.rate[g * kPages] * Both::kEpoch * kSampled;
+    EXPECT_NEAR(m.mean(g), truth, 0.2 * truth) << g;
+  }
+}
+
+// A huge page has one bit, and what is hot in it is told by samples.
+TEST(EstimateBoth, AHugePagesBitDoesNotCount) {
+  auto rate = [](unsigned turn) {
+    Both m(16);
+    for (unsigned g = 0; g < 16; ++g) {
+      m.estimate.find(kSpace, kFirst + g)->huge = true;
+      std::fill_n(m.rate.begin() + g * kPages, kPages, g ? 1 : 10);
+    }
+    m.epochs(30, kPages, 0.01, turn, 1);  // nearly every bit is set
+    EXPECT_EQ(m.estimate.epochs_a_unit(), 0);
+    return m.mean(0);
+  };
+  const double truth = 10 * Both::kEpoch * 0.01;
+  EXPECT_NEAR(rate(0), truth, 0.25 * truth);
+  EXPECT_NEAR(rate(3), truth, 0.25 * truth);
+}
+
 }  // namespace
 }  // namespace hypertier

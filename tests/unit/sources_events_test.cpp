@@ -207,7 +207,22 @@ TEST(Choice, SaysWhyEachWasRefused) {
   auto unknown = choose_source({}, "nonsense", machine("amd"));
   ASSERT_FALSE(unknown);
   EXPECT_EQ(unknown.error().message, "there is no source \"nonsense\"");
-  EXPECT_EQ(unknown.error().hint, "sources are: pebs, ibs, vpebs, abit");
+  EXPECT_EQ(unknown.error().hint, "sources are: pebs, ibs, vpebs, abit, and one that samples with +abit");
+}
+
+TEST(Choice, BitsBesideSamplesNeedBoth) {
+  auto pebs = choose_source({}, "pebs+abit", machine("nothing"));
+  ASSERT_FALSE(pebs);
+  EXPECT_EQ(pebs.error().message, "no source of samples works here (pebs: PEBS needs an Intel CPU, this one is unknown)");
+  auto best = choose_source({}, "best+abit", machine("nothing"));
+  ASSERT_FALSE(best);
+  EXPECT_EQ(best.error().message,
+            "no source of samples works here (pebs: PEBS needs an Intel CPU, this one is unknown; "
+            "ibs: IBS needs an AMD CPU, this one is unknown; vpebs: there is no PMU vpebs, which only the lab has)");
+  auto twice = choose_source({}, "abit+abit", machine("amd-vm"));
+  ASSERT_FALSE(twice);
+  EXPECT_EQ(twice.error().message, "there is no source of samples \"abit\"");
+  EXPECT_EQ(twice.error().hint, "these are: pebs, ibs, vpebs, or best for the first that works");
 }
 
 TEST(Choice, OneLineASourceForDoctor) {
