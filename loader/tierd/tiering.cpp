@@ -83,9 +83,10 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   adapter_options.granules = options.granules;
   if (info->movers == 1U << HT_MOVER_SYSCALL)
     adapter_options.syscall_nodes = {t.tiers_.nodes[HT_TIER_FAST].front(), t.tiers_.nodes[HT_TIER_SLOW].front()};
-  // Of both kinds each has half of what one may take.
+  const bool held = t.source_.samples() && ((t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share);
+  // Where both kinds hold a budget each has half of it.
   const double cpu_share = options.cpu_share.value_or(RateControl::kDefaultShare);
-  const double each_share = t.source_.bits && t.source_.samples() ? cpu_share / 2 : cpu_share;
+  const double each_share = held && t.source_.bits ? cpu_share / 2 : cpu_share;
   if (t.source_.bits) adapter_options.bits_cpu_share = each_share;
   adapter_options.samples = t.source_.samples();
   adapter_options.settle = [&t] { return t.module_->settle(); };
@@ -104,11 +105,7 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   if (auto started = t.adapter_->start(t.source_); !started) return std::unexpected(started.error());
   auto seat = PolicySeat::take(cgroup_id, cgroup, std::move(policy), moves);
   if (!seat) return std::unexpected(seat.error());
-  const bool held = t.source_.samples() && ((t.source_.holds_budget && options.hold_cpu_share) || options.cpu_share);
-  if (held && t.source_.bits)
-    t.cpu_share_max_ = cpu_share;
-  else if (held || t.source_.bits)
-    t.cpu_share_max_ = each_share;
+  if (held || t.source_.bits) t.cpu_share_max_ = cpu_share;
   t.rate_ = RateControl(held ? each_share : 0, t.source_.own_period, t.source_.period);
   t.period_ = t.source_.period;
   t.judged_ = std::chrono::steady_clock::now();
