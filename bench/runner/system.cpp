@@ -222,6 +222,7 @@ class HyperTier final : public System {
     all["mover_pages"] = status.value("mover_pages", json());
     all["ranges"] = status.at("scopes").at(0).value("ranges", json());
     all["source"] = status.value("source", json());
+    all["sampling"] = status.value("sampling", json());
     return all;
   }
 

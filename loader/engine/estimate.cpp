@@ -349,23 +349,34 @@ float Estimate::paired(int scale, const Granule& g, const Age& age) const {
   return age.weight > 0 ? 1 - g.bits->own[scale] * unit * unit / (age.weight * age.weight) : 0;
 }
 
-// What was told by bits alone was in touches, of which nobody can say how many samples
-// they would have been: what they are worth beside samples is learned from now on.
+// Bits of huge pages count for nothing beside samples, and so do those that were read before.
 void Estimate::first_samples() {
   has_samples_ = true;
-  if (!has_bits_) return;
   for (auto& [space, regions] : spaces_)
     for (auto& [index, region] : regions)
       for (auto& g : region.granules) {
-        if (!g) continue;
+        if (!g || !g->huge || !g->bits) continue;
         std::memset(g->page, 0, sizeof(g->page));
         std::memset(g->piece, 0, sizeof(g->piece));
         std::fill(std::begin(g->count), std::end(g->count), 0.0F);
         g->bits.reset();
       }
-  epoch_samples_ = 0;
+}
+
+// What comes of looking at a page in either way, of all pages. Once that is known rates
+// are of samples: those of before, in touches, are not to be compared with them.
+void Estimate::weigh_kinds() {
+  if (!has_samples_ || !has_bits_) return;
+  samples_seen_ = kTouchesKeep * samples_seen_ + static_cast<double>(epoch_sampled_);
+  samples_of_ = kTouchesKeep * samples_of_ + static_cast<double>(pages_);  // known from the first pass on
+  touches_seen_ *= kTouchesKeep;
+  touches_of_ *= kTouchesKeep;
+  // With fewer what was known stands.
+  if (samples_seen_ < kSamplesKnown || samples_of_ <= 0 || touches_of_ <= 0 || touches_seen_ <= 0) return;
+  const bool fresh = by_bits();
+  epochs_a_unit_ = touches_seen_ / touches_of_ / (samples_seen_ / samples_of_);
+  if (!fresh) return;
   passed_ = judged_ = classes_fresh_ = false;
-  worth_.clear();
   for (auto& classes : classes_) std::fill(classes.begin(), classes.end(), Class{});
 }
 
@@ -392,6 +403,7 @@ void Estimate::age_tables() {
 void Estimate::begin(__u64 epoch) {
   epoch_ = epoch;
   epoch_samples_ = 0;
+  epoch_sampled_ = 0;
   epoch_touches_ = 0;
   epoch_hits_ = {};
   for (int s = 0; s < kScales; ++s)
@@ -483,7 +495,7 @@ void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
   if (!total) return;
 
   if (!has_samples_) first_samples();
-  predict(g, sampled, total);
+  if (!by_bits()) predict(g, sampled, total);  // else rates are of touches
   for (auto [p, n] : sampled) {
     if (!g.has(p))
       for (auto& tier : g.in_tier) tier[p / 64] |= 1ULL << (p % 64);
@@ -496,6 +508,7 @@ void Estimate::add(Granule& g, std::span<const PageSamples> sampled) {
   for (float& count : g.count) count += static_cast<float>(total);
   g.sampled_epoch = static_cast<__u32>(epoch_);
   epoch_samples_ += total;
+  epoch_sampled_ += total;
   if (!has_bits_) return;
   touches_ += total;
   touches_variance_ += total;
@@ -516,6 +529,7 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
   has_bits_ = true;
   // One bit says nothing beside the samples of 512 pages.
   if (g.huge && has_samples_) return 0;
+  const bool alone = by_bits();
   if (!g.bits) g.bits = std::make_unique<Bits>();
   Bits& known = *g.bits;
   const auto interval = static_cast<float>(static_cast<double>(bits.interval_ns) / kBitUnitNs);
@@ -548,7 +562,6 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
       set[total++] = {w * 64 + static_cast<unsigned>(std::countr_zero(left)), 1};
   bits_set_ += total;
   bits_watched_ += checked * interval;
-  const bool alone = !has_samples_;
   if (total && alone) predict(g, {set, total}, total);
 
   float rate[kPages];
@@ -559,12 +572,6 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
   const bool rated = passed_ && unit > 0;
   auto touches = [&](unsigned p) { return rated ? std::min(rate[p] * unit * interval, kTouchesMax) : expected; };
   if (rated) rates(g, rate);
-  if (!alone) {
-    for (__u32 i = 0; i < total; ++i) touches_seen_ += touches_if_any(touches(set[i].page));
-    touches_of_ += checked * interval;
-    // What a touch is worth is not known yet.
-    if (unit <= 0) return total;
-  }
 
   float sum = 0;
   float variance = 0;
@@ -598,6 +605,10 @@ __u32 Estimate::add(Granule& g, const ht_bits& bits) {
     epoch_touches_ += sum;
   touches_ += sum;
   touches_variance_ += variance;
+  if (!g.huge) {
+    touches_seen_ += sum;
+    touches_of_ += checked * interval;
+  }
   return total;
 }
 
@@ -618,14 +629,7 @@ void Estimate::end_fold(__u64 top_pages) {
   if (touches_ > 0) variance_ = static_cast<float>(touches_variance_ / touches_);
   touches_ *= kTouchesKeep;
   touches_variance_ *= kTouchesKeep;
-  if (has_samples_) {
-    samples_seen_ = kTouchesKeep * samples_seen_ + static_cast<double>(epoch_samples_);
-    samples_of_ = kTouchesKeep * samples_of_ + static_cast<double>(pages_);
-    touches_seen_ *= kTouchesKeep;
-    touches_of_ *= kTouchesKeep;
-    // Pages are known from the first pass on.
-    epochs_a_unit_ = samples_seen_ > kSamplesKnown && samples_of_ > 0 && touches_of_ > 0 ? touches_seen_ / touches_of_ / (samples_seen_ / samples_of_) : 0;
-  }
+  weigh_kinds();
   double density = (static_cast<double>(epoch_samples_) + epoch_touches_) / static_cast<double>(std::max<__u64>(1, top_pages));
   density_ = density_ < 0 ? density : density_ + 0.1 * (density - density_);
   if (density_ > settings_.dense) set_unit(4);
@@ -696,7 +700,7 @@ double Estimate::bit_interval_ns(__u64 top_pages) const {
   if (bits_set_ <= 0 || !pages_) return 0;
   const double share = std::min(static_cast<double>(top_pages) / static_cast<double>(pages_), kTouchedMax);
   const double found = share * bits_watched_ / bits_set_;
-  const double rate = top_rate() * (has_samples_ ? epochs_a_unit_ : 1);
+  const double rate = top_rate() * (by_bits() ? 1 : epochs_a_unit_);
   return kBitUnitNs * (rate > 0 ? std::min(found, kTouchesTop / rate) : found);
 }
 
@@ -867,7 +871,7 @@ void Estimate::pages_pass(Granule& g, int scale, Look look, Dispersion (&d)[kLev
   page_level.excess += excess * static_cast<float>(look.every);
   if (g.bits) {
     expected *= paired(scale, g, age);
-    if (by_bits()) page_level.counted += g.count[scale] * age.noise;
+    page_level.counted += g.count[scale] * age.noise;
   }
   page_level.expected += expected * static_cast<float>(look.every);
 }

@@ -192,8 +192,8 @@ class Estimate {
   // How much more the bits of 2 MiB, and of 64 KiB, vary from check to check than
   // independent ones would.
   double bit_dispersion(bool piece) const { return (piece ? piece_bits_ : granule_bits_).phi(); }
-  // Bits alone, so far.
-  bool by_bits() const { return has_bits_ && !has_samples_; }
+  // By bits alone: there are no samples, or too few yet to say what a touch is worth.
+  bool by_bits() const { return has_bits_ && epochs_a_unit_ <= 0 && (!has_samples_ || touches_of_ > 0); }
   // Epochs of samples that say as much of a page as one kBitUnitNs in which its bit
   // was watched. 0: not known, or not both kinds are there.
   double epochs_a_unit() const { return epochs_a_unit_; }
@@ -221,7 +221,7 @@ class Estimate {
   struct Dispersion {
     double excess = 0;
     double expected = 0;
-    double counted = 0;  // bits only: x
+    double counted = 0;  // where bits are read: x
   };
   // Sums of squared differences between two checks, and what they were if bits
   // were independent.
@@ -269,6 +269,7 @@ class Estimate {
   // of one check with itself: one bit alone says nothing.
   float paired(int scale, const Granule& g, const Age& age) const;
   void first_samples();
+  void weigh_kinds();
   void predict(const Granule& g, std::span<const PageSamples> sampled, __u32 total);
   void age_tables();
   void decay(int scale);
@@ -289,7 +290,8 @@ class Estimate {
   __u64 pages_ = 0;
   __u32 unit_ = 16;
   double density_ = -1;  // samples per page of the top set and epoch, smoothed
-  __u64 epoch_samples_ = 0;
+  __u64 epoch_samples_ = 0;  // of what rates are of: touches, if by bits
+  __u64 epoch_sampled_ = 0;
   double epoch_touches_ = 0;
   unsigned pass_ = 0;
   int scale_ = 0;

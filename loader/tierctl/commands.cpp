@@ -340,7 +340,12 @@ int command_status(const Context& context, const std::string& cgroup) {
     source += bits;
   }
   rows.push_back({"source", source});
-  if (samples) rows.push_back({"density", std::string(density) + " samples per fast-tier page and epoch"});
+  // Up to there bits tell much that samples do not (docs/heattree.md).
+  constexpr double kFewSamples = 0.05;
+  const bool few = samples && !sampling.contains("interval_ns") && status["s"].get<double>() < kFewSamples;
+  if (samples)
+    rows.push_back({"density", std::string(density) + " samples per fast-tier page and epoch" +
+                                   (few ? "; few: accessed bits beside them tell more (tierd --source " + status["source"].get<std::string>() + "+abit)" : "")});
   // What is fine is not shown.
   const std::string dropped = nonzero(status["dropped"]), failed = nonzero(status["move_failures"]),
                     stray = nonzero(status["stray_samples"]);

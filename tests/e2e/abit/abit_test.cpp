@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What sources do for tiering, in the lab: accessed bits alone, and sampling
-// that holds its CPU budget. Judged by the truth of the simulated memory and by
+// What sources do for tiering, in the lab: accessed bits alone, accessed bits beside
+// few samples, and sampling that holds its CPU budget. Judged by the truth of the simulated memory and by
 // counters, never by time.
 #include <sys/stat.h>
 #include <unistd.h>
@@ -114,6 +114,44 @@ void abit_test(const Hotset& set, const std::string& policy, uint64_t seed) {
   checks.that(hotset.ask("stop", "stopped").at("ok") && hotset.wait() == 0, "no byte of 384 MiB wrong, no write lost");
 }
 
+// The true hit ratio after so many epochs of few samples, from the worst placement.
+double few_samples(Child& hotset, Meter& meter, const std::string& source, uint64_t period, uint64_t epochs) {
+  hotset.ask("place worst", "placed");
+  Tierd tierd({"--source", source, "--period", std::to_string(period)});
+  tierctl({"load", "heattree"});
+  const uint64_t first = counters().epochs;
+  std::printf("     ");
+  for (uint64_t at = 0, shown = 0; (at = counters().epochs - first) < epochs;) {
+    const double ratio = window(hotset, meter, kEpochAccesses / 2).ratio();
+    if (at < shown) continue;
+    const json sampling = tierctl({"status"}).at("sampling");
+    std::printf(" %llu:%.3f", ull(at), ratio);
+    if (sampling.contains("interval_ns")) std::printf(" (%.0f ms)", 1e-6 * sampling.at("interval_ns").get<double>());
+    shown = at + 4;
+  }
+  std::printf("\n");
+  const double ratio = window(hotset, meter, 2 * kEpochAccesses).ratio();
+  const json status = tierctl({"status"});
+  const json& sampling = status.at("sampling");
+  checks.that(status.at("source") == source && sampling.contains("period"), "the source is %s, and samples", status.at("source").get<std::string>().c_str());
+  checks.that(sampling.contains("pages_set_total") == source.ends_with("+abit"), "bits are %sread", sampling.contains("pages_set_total") ? "" : "not ");
+  std::printf("      true hit ratio %.3f with s = %.4f, sampling %s\n", ratio, status.at("s").get<double>(), sampling.dump().c_str());
+  tierctl({"unload"});
+  return ratio;
+}
+
+void both_test(uint64_t period, uint64_t epochs) {
+  std::printf("accessed bits beside few samples, hot single pages, %llu epochs each\n", ull(epochs));
+  tighten_reserve();
+  Child hotset({"hotset", "--size", "384M", "--hot", "64M", "--piece", "4K", "--seed", "1", "--place", "slow-hot"});
+  hotset.expect("ready");
+  Meter meter(hotset.pid());
+  const double samples = few_samples(hotset, meter, "vpebs", period, epochs);
+  const double both = few_samples(hotset, meter, "vpebs+abit", period, epochs);
+  checks.that(both >= samples + 0.1, "true hit ratio %.3f by samples, %.3f with accessed bits beside them", samples, both);
+  checks.that(hotset.ask("stop", "stopped").at("ok") && hotset.wait() == 0, "no byte of 384 MiB wrong, no write lost");
+}
+
 // -------------------------------------------------------------- rate control
 
 // Guest time of so many accesses, by the workload's own clock.
@@ -172,10 +210,15 @@ int main(int argc, char** argv) {
   abit->add_option("--policy", policy)->capture_default_str();
   std::vector<std::string> pieces = {"2M", "64K", "4K"};
   abit->add_option("--piece", pieces);
+  uint64_t epochs = 24, period = 2000;
+  CLI::App* both = app.add_subcommand("both", "accessed bits beside few samples tell more than these");
+  both->add_option("--epochs", epochs)->capture_default_str();
+  both->add_option("--period", period, "misses a sample")->capture_default_str();
   CLI::App* rate = app.add_subcommand("rate", "sampling holds its CPU budget");
   CLI11_PARSE(app, argc, argv);
   if (abit->parsed())
     for (const std::string& piece : pieces) abit_test({piece, piece == "2M" ? 0.9 : 0}, policy, seed);
+  if (both->parsed()) both_test(period, epochs);
   if (rate->parsed()) rate_test();
   return checks.status();
 }
