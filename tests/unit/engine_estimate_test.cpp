@@ -623,7 +623,24 @@ TEST(EstimateBoth, TellMoreThanEither) {
   EXPECT_GT(both, bits + 0.03);
 }
 
-// Bits alone are in touches; with the first sample rates are of samples.
+// One check of each page, and hardly any samples: what the bits say is not lost while nobody knows its worth.
+TEST(EstimateBoth, BitsCountFromTheStart) {
+  auto precision = [](double sampled) {
+    Both m(64, 7);
+    for (double& r : m.rate) r = m.rng() % 6 ? 0.5 : 22;
+    const auto hot = static_cast<__u64>(std::count(m.rate.begin(), m.rate.end(), 22));
+    m.epochs(8, hot, sampled, 8, 0.045);
+    EXPECT_EQ(m.estimate.by_bits(), sampled <= 0);
+    return m.precision(hot);
+  };
+  const double bits = precision(0), both = precision(0.0005), samples_too = precision(0.01);
+  std::printf("precision: bits %.3f, with few samples %.3f, with more %.3f\n", bits, both, samples_too);
+  EXPECT_GT(bits, 0.6);
+  EXPECT_GT(both, bits - 0.03);
+  EXPECT_GT(samples_too, bits);
+}
+
+// Bits alone are in touches; once it is known what these are worth rates are of samples.
 TEST(EstimateBoth, SamplesMayComeLater) {
   constexpr double kSampled = 0.005;
   Both m(16);
