@@ -243,7 +243,8 @@ std::string results_markdown(const Results& results, const std::string& pictures
          "  everything that the system does on any CPU, the policy's and the sampler's too, and hint faults.\n"
          "- *modelled time*: instructions at 2e9/s + 80 ns or 250 ns for each miss, per operation, beside first touch.\n"
          "- *s*: samples per usable fast page and epoch. `@sparse`: a sampling period that makes it about 0.0075, what a guest\n"
-         "  of 64 GiB, a fifth of it fast, has at 50,000 samples/s; watched for 100 s.\n\n";
+         "  of 64 GiB, a fifth of it fast, has at 50,000 samples/s; watched for 100 s.\n"
+         "  `@abit`: accessed bits in place of samples, `@vpebs+abit`: beside them.\n\n";
   for (const Case& one : cases()) {
     out += "### " + one.name + "\n\n" + one.what + ".\n\n";
     if (!results.any(one.name)) {
