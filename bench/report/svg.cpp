@@ -38,70 +38,83 @@ std::vector<std::string> workloads_of(const Results& results) {
   return all;
 }
 
-std::string legend(const Results& results, double left, double y, bool oracle) {
+// What is compared at the density that samples have: fewer of them are a matter of time (time_svg).
+bool in_bars(const std::string& system) { return system != "oracle" && !system.ends_with("@sparse"); }
+
+// A second line where the first is full.
+std::string legend(const Results& results, double first, double y, double right, bool bars) {
   std::string out;
+  double left = first;
   for (const std::string& system : results.systems()) {
-    if (system == "oracle" && !oracle) continue;
+    if (bars && !in_bars(system)) continue;
     bool used = false;
     for (const Case& one : cases()) used |= !results.of(one.name, system).empty();
     if (!used) continue;
+    const double width = 40 + 8.4 * static_cast<double>(title_of(system).size());
+    if (left + width > right) left = first, y += 22;
     out += box(left, y - 10, 14, 12, colour_of(system));
     out += text(left + 19, y, title_of(system));
-    left += 40 + 8.4 * static_cast<double>(title_of(system).size());
+    left += width;
   }
   return out;
 }
 
 }  // namespace
 
-// Final hit ratio: a group of bars for each workload, a whisker from the lowest
-// to the highest seed, a black tick where the oracle is.
+// Final hit ratio: a group of bars for each workload, in rows, a whisker from the lowest
+// to the highest seed, a dashed line where the oracle is.
 std::string bars_svg(const Results& results) {
-  const std::vector<std::string> workloads = workloads_of(results);
-  constexpr double kLeft = 70, kTop = 96, kPlot = 300, kBar = 17, kGap = 30;
+  constexpr double kLeft = 70, kTop = 96, kPlot = 260, kRow = kPlot + 56, kBar = 17, kGap = 30, kWidest = 1500;
   std::string out;
-  double x = kLeft + kGap / 2;
-  for (const std::string& workload : workloads) {
-    const double from = x;
+  double x = kLeft + kGap / 2, top = kTop, width = 960;
+  for (const std::string& workload : workloads_of(results)) {
+    std::vector<std::string> systems;
     double oracle = 0;
     for (const std::string& system : results.systems()) {
+      for (const Cell& cell : results.of(workload, system)) oracle = std::max(oracle, cell.oracle_ratio);
+      if (in_bars(system) && !results.of(workload, system).empty()) systems.push_back(system);
+    }
+    // Room for the name.
+    const double group = std::max(kBar * static_cast<double>(systems.size()), 7.5 * static_cast<double>(workload.size()));
+    if (x + group > kWidest) x = kLeft + kGap / 2, top += kRow;
+    const double from = x;
+    for (const std::string& system : systems) {
       const std::vector<Cell>& cells = results.of(workload, system);
-      for (const Cell& cell : cells) oracle = std::max(oracle, cell.oracle_ratio);
-      if (cells.empty() || system == "oracle") continue;
       double low = 1, high = 0, sum = 0;
       for (const Cell& cell : cells) low = std::min(low, cell.final_ratio), high = std::max(high, cell.final_ratio), sum += cell.final_ratio;
-      const double mean = sum / static_cast<double>(cells.size()), top = kTop + kPlot * (1 - mean);
-      out += box(x, top, kBar - 2, kPlot * mean, colour_of(system));
+      const double mean = sum / static_cast<double>(cells.size()), upper = top + kPlot * (1 - mean);
+      out += box(x, upper, kBar - 2, kPlot * mean, colour_of(system));
       if (cells.size() > 1) {
         const double middle = x + kBar / 2 - 1;
-        out += line(middle, kTop + kPlot * (1 - low), middle, kTop + kPlot * (1 - high), "stroke=\"#000\" stroke-width=\"1.6\"");
+        out += line(middle, top + kPlot * (1 - low), middle, top + kPlot * (1 - high), "stroke=\"#000\" stroke-width=\"1.6\"");
       }
       const bool inside = kPlot * mean > 20;
-      out += text(x + kBar / 2 - 1, inside ? top + 12 : top - 4, format("%.0f", 100 * mean), inside ? "text-anchor=\"middle\" font-size=\"9\" fill=\"#fff\"" : "text-anchor=\"middle\" font-size=\"9\"");
+      out += text(x + kBar / 2 - 1, inside ? upper + 12 : upper - 4, format("%.0f", 100 * mean), inside ? "text-anchor=\"middle\" font-size=\"9\" fill=\"#fff\"" : "text-anchor=\"middle\" font-size=\"9\"");
       x += kBar;
     }
-    x = std::max(x, from + 7.5 * static_cast<double>(workload.size()));  // room for the name
-    const double y = kTop + kPlot * (1 - oracle);
+    x = from + group;
+    const double y = top + kPlot * (1 - oracle);
     out += line(from - 5, y, x + 3, y, "stroke=\"#111\" stroke-width=\"2\" stroke-dasharray=\"5 3\"");
-    out += text((from + x) / 2, kTop + kPlot + 20, workload, "text-anchor=\"middle\"");
+    out += text((from + x) / 2, top + kPlot + 20, workload, "text-anchor=\"middle\"");
     x += kGap;
+    width = std::max(width, x + 10);
   }
-  const double width = std::max(x + 10, 960.0);
   std::string frame = text(kLeft, 30, "True fast-tier hit ratio at the end of a run", "font-size=\"19\" font-weight=\"bold\"") +
                       text(kLeft, 50, "of the accesses that miss the CPU cache, counted by the simulated memory [%]; dashed: best static placement (oracle)", "fill=\"#555\" font-size=\"12\"") +
-                      legend(results, kLeft, 74, false);
-  for (int percent = 0; percent <= 100; percent += 20) {
-    const double y = kTop + kPlot * (1 - percent / 100.0);
-    frame += line(kLeft, y, width - 10, y, "stroke=\"#ddd\"");
-    frame += text(kLeft - 8, y + 4, format("%d %%", percent), "text-anchor=\"end\" fill=\"#555\"");
-  }
-  return page(width, kTop + kPlot + 40, frame + out);
+                      legend(results, kLeft, 74, width, true);
+  for (double row = kTop; row <= top; row += kRow)
+    for (int percent = 0; percent <= 100; percent += 20) {
+      const double y = row + kPlot * (1 - percent / 100.0);
+      frame += line(kLeft, y, width - 10, y, "stroke=\"#ddd\"");
+      frame += text(kLeft - 8, y + 4, format("%d %%", percent), "text-anchor=\"end\" fill=\"#555\"");
+    }
+  return page(width, top + kPlot + 40, frame + out);
 }
 
 // Hit ratio over time: a panel for each workload, a line for each system.
 std::string time_svg(const Results& results) {
   const std::vector<std::string> workloads = workloads_of(results);
-  constexpr double kWidth = 400, kPlot = 190, kPanel = 280, kLeft = 60, kTop = 110;
+  constexpr double kWidth = 400, kPlot = 190, kPanel = 280, kLeft = 60, kTop = 134;
   constexpr size_t kColumns = 3;
   std::string out;
   for (size_t i = 0; i < workloads.size(); i++) {
@@ -135,7 +148,7 @@ std::string time_svg(const Results& results) {
   const double width = kLeft + static_cast<double>(std::min(workloads.size(), kColumns)) * (kWidth + 40);
   std::string frame = text(kLeft - 30, 30, "True fast-tier hit ratio over time [%]", "font-size=\"19\" font-weight=\"bold\"") +
                       text(kLeft - 30, 50, "seconds of the guest's clock since the system was started; first seed", "fill=\"#555\" font-size=\"12\"") +
-                      legend(results, kLeft - 30, 76, true);
+                      legend(results, kLeft - 30, 76, std::max(width, 960.0), false);
   return page(std::max(width, 960.0), kTop + rows * kPanel, frame + out);
 }
 
