@@ -98,11 +98,9 @@ class LoadedAdapter : public Adapter {
   }
 
   SamplerCost cost() const override {
-    SamplerCost cost = sampler_->cost();
+    if (!abit_ || both_) return sampler_->cost();
     const BitsStats read = bits();
-    cost.ns_total += read.cpu_ns_total;
-    cost.runs_total += read.cycles_total;
-    return cost;
+    return {read.cpu_ns_total, read.cycles_total};
   }
   GranuleUse granules() const override { return sampler_->granules(); }
   Result<> set_period(std::uint64_t period) override { return sampler_->set_period(period); }

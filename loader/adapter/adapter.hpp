@@ -98,7 +98,8 @@ class Adapter {
   [[nodiscard]] virtual Result<> events(const std::function<void(const ht_space_event&)>& handler,
                                         const std::function<void()>& on_rescan) = 0;
 
-  // Since open(); 0 while the kernel's BPF statistics cannot be had.
+  // Of sampling, or of reading bits where these are alone (else see bits()); since
+  // open(); 0 while the kernel's BPF statistics cannot be had.
   virtual SamplerCost cost() const = 0;
   virtual GranuleUse granules() const = 0;
   virtual BitsStats bits() const = 0;  // zero while sampling

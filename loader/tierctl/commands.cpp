@@ -342,7 +342,9 @@ int command_status(const Context& context, const std::string& cgroup) {
   rows.push_back({"source", source});
   // Up to there bits tell much that samples do not (docs/heattree.md).
   constexpr double kFewSamples = 0.05;
-  const bool few = samples && !sampling.contains("interval_ns") && status["s"].get<double>() < kFewSamples;
+  constexpr double kIdle = 0.0005;
+  const double s = status["s"].get<double>();
+  const bool few = samples && !sampling.contains("interval_ns") && s >= kIdle && s < kFewSamples;
   if (samples)
     rows.push_back({"density", std::string(density) + " samples per fast-tier page and epoch" +
                                    (few ? "; few: accessed bits beside them tell more (tierd --source " + status["source"].get<std::string>() + "+abit)" : "")});

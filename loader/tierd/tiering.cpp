@@ -300,7 +300,7 @@ std::vector<News> Tiering::take_news() {
 // BPF programs are timed by the kernel, the interrupt around them was by the probe.
 std::uint64_t Tiering::sampling_ns() const {
   if (!source_.samples()) return 0;
-  return adapter_->cost().ns_total - adapter_->bits().cpu_ns_total + adapter_->samples().stats().samples_total * source_.probe.sample_ns;
+  return adapter_->cost().ns_total + adapter_->samples().stats().samples_total * source_.probe.sample_ns;
 }
 
 void Tiering::hold_cpu_share() {
