@@ -210,7 +210,7 @@ int main(int argc, char** argv) {
   abit->add_option("--policy", policy)->capture_default_str();
   std::vector<std::string> pieces = {"2M", "64K", "4K"};
   abit->add_option("--piece", pieces);
-  uint64_t epochs = 16, period = 2000;
+  uint64_t epochs = 40, period = 2000;
   CLI::App* both = app.add_subcommand("both", "accessed bits beside few samples tell more than these");
   both->add_option("--epochs", epochs)->capture_default_str();
   both->add_option("--period", period, "misses a sample")->capture_default_str();
