@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace bench {
@@ -54,6 +55,16 @@ inline const Case* find_case(const std::string& name) {
   for (const Case& one : cases())
     if (one.name == name) return &one;
   return nullptr;
+}
+
+// Systems are none, kernel, kernel-tuned, damon, oracle, or POLICY[@SOURCE][@sparse].
+inline constexpr std::string_view kSparseSuffix = "@sparse";
+inline bool is_sparse(std::string_view system) { return system.ends_with(kSparseSuffix); }
+// The source of its name, or nothing.
+inline std::string source_of(std::string system) {
+  if (is_sparse(system)) system.resize(system.size() - kSparseSuffix.size());
+  const auto at = system.find('@');
+  return at == std::string::npos ? "" : system.substr(at + 1);
 }
 
 // Why a system is not for a workload; nothing: it is.

@@ -845,8 +845,8 @@ nlohmann::json replay_trace(const std::string& path, const std::string& policy, 
     input.epoch_ns = epoch.ns;
     input.fast_free_pages = memory.free_fast();
     input.fast_capacity_pages = memory.room_pages;
-    memory.next_epoch();
     const EpochReport report = tierer.epoch();
+    memory.next_epoch();
     moved += report.moved.promoted_pages + report.moved.demoted_pages;
     if (options.verbose) {
       std::printf("  %7.2f s live %.3f replayed %.3f ranges %5u samples %5llu %-14s promoted %5llu demoted %5llu", seconds, point.live.ratio(),

@@ -52,7 +52,7 @@ int shell(const std::vector<std::string>& command) {
 // How long a system is watched: what stands still needs less, the kernel's
 // tiering and DAMON need tens of seconds, ours 40 epochs and some on the named ones.
 unsigned seconds_for(const Case& one, const std::string& system) {
-  if (system.ends_with("@sparse")) return 100;
+  if (is_sparse(system)) return 100;
   if (one.shift_s) return one.seconds;
   if (system == "none" && !one.name.starts_with("redis") && !one.name.starts_with("memcached")) return 10;
   if (system == "oracle") return 16;

@@ -39,7 +39,7 @@ std::vector<std::string> workloads_of(const Results& results) {
 }
 
 // What is compared at the density that samples have: fewer of them are a matter of time (time_svg).
-bool in_bars(const std::string& system) { return system != "oracle" && !system.ends_with("@sparse"); }
+bool in_bars(const std::string& system) { return system != "oracle" && !is_sparse(system); }
 
 // A second line where the first is full.
 std::string legend(const Results& results, double first, double y, double right, bool bars) {

@@ -14,6 +14,8 @@
 #include <fstream>
 #include <utility>
 
+#include "../cases.hpp"
+
 using e2e::die;
 using e2e::json;
 using e2e::write_file;

@@ -4,7 +4,6 @@
 
 #include <memory>
 #include <string>
-#include <string_view>
 
 #include "../../tests/e2e/pipeline/harness.hpp"
 #include "memory.hpp"
@@ -42,13 +41,5 @@ std::unique_ptr<System> make_system(const SystemOptions&);
 
 // POLICY@sparse: as few samples as a guest of 64 GiB has, a fifth of it fast, at 50,000 a second.
 constexpr double kSparse = 0.0075;  // samples per fast page and epoch
-inline constexpr std::string_view kSparseSuffix = "@sparse";
-inline bool is_sparse(const std::string& system) { return system.ends_with(kSparseSuffix); }
-// POLICY, POLICY@SOURCE, either with @sparse: the source, or nothing.
-inline std::string source_of(std::string system) {
-  if (is_sparse(system)) system.resize(system.size() - kSparseSuffix.size());
-  const auto at = system.find('@');
-  return at == std::string::npos ? "" : system.substr(at + 1);
-}
 
 }  // namespace bench

@@ -102,7 +102,7 @@ class Adapter {
   // open(); 0 while the kernel's BPF statistics cannot be had.
   virtual SamplerCost cost() const = 0;
   virtual GranuleUse granules() const = 0;
-  virtual BitsStats bits() const = 0;  // zero while sampling
+  virtual BitsStats bits() const = 0;  // zero where none are read
 
   // One sample in so many from now on.
   [[nodiscard]] virtual Result<> set_period(std::uint64_t period) = 0;

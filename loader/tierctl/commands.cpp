@@ -327,13 +327,11 @@ int command_status(const Context& context, const std::string& cgroup) {
       print_scope(status, scope);
   if (!seated) return 0;
   rows.clear();
-  char density[32];
-  std::snprintf(density, sizeof(density), "%.3f", status["s"].get<double>());
   std::string source = status["source"].get<std::string>();
   const Json& sampling = status["sampling"];
-  const bool samples = sampling.contains("period");
+  const bool samples = sampling.contains("period"), reads_bits = sampling.contains("interval_ns");
   if (samples) source += ", one sample in " + number_text(status["period"]) + " misses, on " + number_text(status["sampling_cpus"]) + " CPUs";
-  if (sampling.contains("interval_ns")) {
+  if (reads_bits) {
     char bits[96];
     std::snprintf(bits, sizeof(bits), "%s accessed bits after %.1f ms, pass %llu", samples ? ";" : ",", sampling["interval_ns"].get<double>() * 1e-6,
                   sampling["passes_total"].get<unsigned long long>());
@@ -343,11 +341,13 @@ int command_status(const Context& context, const std::string& cgroup) {
   // Up to there bits tell much that samples do not (docs/heattree.md).
   constexpr double kFewSamples = 0.05;
   constexpr double kIdle = 0.0005;
-  const double s = status["s"].get<double>();
-  const bool few = samples && !sampling.contains("interval_ns") && s >= kIdle && s < kFewSamples;
-  if (samples)
-    rows.push_back({"density", std::string(density) + " samples per fast-tier page and epoch" +
-                                   (few ? "; few: accessed bits beside them tell more (tierd --source " + status["source"].get<std::string>() + "+abit)" : "")});
+  if (samples) {
+    const double s = status["s"].get<double>();
+    char density[64];
+    std::snprintf(density, sizeof(density), "%.3f samples per fast-tier page and epoch", s);
+    const bool few = !reads_bits && s >= kIdle && s < kFewSamples;
+    rows.push_back({"density", density + (few ? "; few: accessed bits beside them tell more (tierd --source " + status["source"].get<std::string>() + "+abit)" : std::string())});
+  }
   // What is fine is not shown.
   const std::string dropped = nonzero(status["dropped"]), failed = nonzero(status["move_failures"]),
                     stray = nonzero(status["stray_samples"]);
