@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <string_view>
 #include <utility>
 
 namespace hypertier {
@@ -11,7 +12,14 @@ namespace {
 
 constexpr std::string_view kOff = "0";
 
-// kernel.numa_balancing and the like take one write() of the whole value.
+constexpr std::string_view kNumaBalancing = "sys/kernel/numa_balancing";
+// The kernel's score of a node that needs compaction is the share of its free
+// memory that is not in whole huge pages: that of a node which a policy has
+// filled is mostly above 90 of 100 (the default threshold), however it is
+// compacted. kcompactd then unmaps page by page, with a flush each.
+constexpr std::string_view kCompactionProactiveness = "sys/vm/compaction_proactiveness";
+
+// A sysctl takes one write() of the whole value.
 Result<> write_value(int fd, const std::string& value, const std::filesystem::path& file) {
   if (pwrite(fd, value.data(), value.size(), 0) != static_cast<ssize_t>(value.size()))
     return fail_errno("cannot write " + value + " to " + file.string(), errno);
@@ -20,7 +28,7 @@ Result<> write_value(int fd, const std::string& value, const std::filesystem::pa
 
 class File {
  public:
-  explicit File(const std::filesystem::path& file) : fd_(open(file.c_str(), O_WRONLY | O_CLOEXEC)) {}
+  explicit File(const std::filesystem::path& file) : fd_(open(file.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC)) {}
   ~File() {
     if (fd_ >= 0) close(fd_);
   }
@@ -41,46 +49,55 @@ KernelSettings::~KernelSettings() {
   (void)restore();
 }
 
-std::filesystem::path KernelSettings::numa_balancing_file() const {
-  return roots_.proc / "sys/kernel/numa_balancing";
+std::optional<std::string> KernelSettings::numa_balancing() const {
+  return read_line(roots_.proc / kNumaBalancing);
 }
 
-std::optional<std::string> KernelSettings::numa_balancing() const { return read_line(numa_balancing_file()); }
+std::optional<std::string> KernelSettings::compaction_proactiveness() const {
+  return read_line(roots_.proc / kCompactionProactiveness);
+}
 
 std::optional<std::string> KernelSettings::demotion_enabled() const {
   return read_line(roots_.sys / "kernel/mm/numa/demotion_enabled");
 }
 
+Result<> KernelSettings::turn_off(const std::filesystem::path& path) {
+  auto found = read_line(path);
+  if (!found || *found == kOff) return {};
+  File file(path);
+  if (file.fd() < 0) return fail_errno("cannot open " + path.string(), errno, "run as root");
+  // first who restores it, then the change: whenever tierd dies, it is undone
+  if (module_)
+    if (auto left = module_->leave_restore(file.fd(), *found); !left) return left;
+  if (auto written = write_value(file.fd(), std::string(kOff), path); !written) return written;
+  off_.push_back({path, *found});
+  return {};
+}
+
 Result<> KernelSettings::seat() {
   if (seated_) return {};
-  auto found = numa_balancing();
-  if (found && *found != kOff) {
-    File file(numa_balancing_file());
-    if (file.fd() < 0)
-      return fail_errno("cannot open " + numa_balancing_file().string(), errno, "run as root");
-    // first who restores it, then the change: whenever tierd dies, it is undone
-    if (module_)
-      if (auto left = module_->leave_restore(file.fd(), *found); !left) return left;
-    if (auto written = write_value(file.fd(), std::string(kOff), numa_balancing_file()); !written) {
-      if (module_) (void)module_->forget();
-      return written;
-    }
-    recorded_ = found;
-  }
   seated_ = true;
+  for (const auto setting : {kNumaBalancing, kCompactionProactiveness})
+    if (auto off = turn_off(roots_.proc / setting); !off) {
+      (void)restore();
+      return off;
+    }
   return {};
 }
 
 Result<> KernelSettings::restore() {
   if (!seated_) return {};
-  if (recorded_ && numa_balancing() == kOff) {
-    File file(numa_balancing_file());
-    if (file.fd() < 0) return fail_errno("cannot open " + numa_balancing_file().string(), errno);
-    if (auto written = write_value(file.fd(), *recorded_, numa_balancing_file()); !written) return written;
+  while (!off_.empty()) {
+    const auto& [path, found] = off_.back();
+    if (read_line(path) == kOff) {
+      File file(path);
+      if (file.fd() < 0) return fail_errno("cannot open " + path.string(), errno);
+      if (auto written = write_value(file.fd(), found, path); !written) return written;
+    }
+    off_.pop_back();
   }
   seated_ = false;
-  if (std::exchange(recorded_, std::nullopt) && module_) return module_->forget();
-  return {};
+  return module_ ? module_->forget() : Result<>{};
 }
 
 }  // namespace hypertier

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The kernel's own tiering is off while a policy is seated: it would move
-// pages against the policy. What was found is restored by restore(), and by
-// the module if tierd dies first.
+// While a policy is seated, what makes the kernel itself move pages is off:
+// its own tiering would move them against the policy, and its compaction ahead
+// of demand would move those of a fast node that the policy has filled, again
+// and again, to no end. What was found is restored by restore(), and by the
+// module if tierd dies first.
 #pragma once
 
+#include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "adapter/module.hpp"
 #include "result.hpp"
@@ -21,25 +25,32 @@ class KernelSettings {
   KernelSettings(const KernelSettings&) = delete;
   KernelSettings& operator=(const KernelSettings&) = delete;
 
-  // numa_balancing := 0, if the kernel has it. Does nothing when seated
-  // already. demotion_enabled only takes effect under memory pressure and is
-  // left as it is.
+  // kernel.numa_balancing and vm.compaction_proactiveness := 0, where the
+  // kernel has them. If one cannot be written, none is changed. Does nothing
+  // when seated already. demotion_enabled only takes effect under memory
+  // pressure and is left as it is.
   [[nodiscard]] Result<> seat();
-  // Puts back what seat() found, unless somebody has changed it since.
+  // Puts back what seat() found, but for what somebody has changed since.
   [[nodiscard]] Result<> restore();
   bool seated() const { return seated_; }
 
   // As they are now; nullopt where the kernel has no such setting.
   std::optional<std::string> numa_balancing() const;
+  std::optional<std::string> compaction_proactiveness() const;
   std::optional<std::string> demotion_enabled() const;
 
  private:
-  std::filesystem::path numa_balancing_file() const;
+  struct Setting {
+    std::filesystem::path file;
+    std::string found;  // before seat()
+  };
+
+  [[nodiscard]] Result<> turn_off(const std::filesystem::path& file);
 
   const Module* module_;
   Roots roots_;
   bool seated_ = false;
-  std::optional<std::string> recorded_;  // numa_balancing before seat()
+  std::vector<Setting> off_;  // what seat() has changed
 };
 
 }  // namespace hypertier

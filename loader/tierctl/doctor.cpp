@@ -81,13 +81,14 @@ Finding check_tiers() {
   return {"tiers", Grade::kOk, text + ", by " + tiers->origin, ""};
 }
 
-Finding check_numa_balancing(bool seated) {
-  const std::string value = read_line("/proc/sys/kernel/numa_balancing");
-  if (value.empty()) return {"numa_balancing", Grade::kOk, "not in this kernel", ""};
+// What tierd keeps off while a policy is seated (adapter/kernel_settings.hpp).
+Finding check_kernel_setting(const std::string& group, const std::string& name, bool seated) {
+  const std::string value = read_line("/proc/sys/" + group + "/" + name);
+  if (value.empty()) return {name, Grade::kOk, "not in this kernel", ""};
   if (seated && value != "0")
-    return {"numa_balancing", Grade::kWarning, "is " + value + " while a policy is seated: the kernel moves pages too",
-            "somebody set it after the policy was seated: sysctl kernel.numa_balancing=0"};
-  return {"numa_balancing", Grade::kOk,
+    return {name, Grade::kWarning, "is " + value + " while a policy is seated: the kernel moves pages too",
+            "somebody set it after the policy was seated: sysctl " + group + "." + name + "=0"};
+  return {name, Grade::kOk,
           seated ? "off while a policy is seated" : value + (value == "0" ? "" : "; goes off while a policy is seated"), ""};
 }
 
@@ -167,7 +168,8 @@ int command_doctor(const Context& context) {
   }
   if (!any_source) findings.push_back({"sources", Grade::kFailed, "no source delivers samples here", "see the hints of each source"});
   findings.push_back(check_perf());
-  findings.push_back(check_numa_balancing(seated));
+  findings.push_back(check_kernel_setting("kernel", "numa_balancing", seated));
+  findings.push_back(check_kernel_setting("vm", "compaction_proactiveness", seated));
   findings.push_back(check_demotion());
   findings.push_back(check_other_movers());
 

@@ -102,6 +102,7 @@ class Settings : public testing::Test {
     std::string pattern = testing::TempDir() + "ht-settings-XXXXXX";
     root = mkdtemp(pattern.data());
     std::filesystem::create_directories(root / "proc/sys/kernel");
+    std::filesystem::create_directories(root / "proc/sys/vm");
     roots = {.sys = root / "sys", .proc = root / "proc"};
   }
   void TearDown() override { std::filesystem::remove_all(root); }
@@ -109,6 +110,7 @@ class Settings : public testing::Test {
     std::ofstream(root / "proc/sys/kernel/numa_balancing") << value << '\n';
   }
   std::string get() { return read_line(root / "proc/sys/kernel/numa_balancing").value_or("none"); }
+  std::filesystem::path compaction() { return root / "proc/sys/vm/compaction_proactiveness"; }
 
   std::filesystem::path root;
   Roots roots;
@@ -129,13 +131,34 @@ TEST_F(Settings, NumaBalancingIsOffWhileSeated) {
   EXPECT_EQ(get(), "1") << "at the end of tierd";
 }
 
+TEST_F(Settings, CompactionAheadOfDemandIsOffWhileSeated) {
+  std::ofstream(compaction()) << "20\n";
+  KernelSettings settings(nullptr, roots);
+  ASSERT_TRUE(settings.seat());
+  EXPECT_EQ(settings.compaction_proactiveness(), "0");
+  EXPECT_EQ(get(), "none") << "one that the kernel has not is not made";
+  ASSERT_TRUE(settings.restore());
+  EXPECT_EQ(settings.compaction_proactiveness(), "20");
+}
+
 TEST_F(Settings, WhatSomebodyElseSetsMeanwhileStays) {
   set("1");
+  std::ofstream(compaction()) << "20\n";
   KernelSettings settings(nullptr, roots);
   ASSERT_TRUE(settings.seat());
   set("2");
   ASSERT_TRUE(settings.restore());
   EXPECT_EQ(get(), "2");
+  EXPECT_EQ(settings.compaction_proactiveness(), "20") << "the others are put back";
+}
+
+TEST_F(Settings, WhatCannotBeWrittenChangesNothing) {
+  set("1");
+  std::filesystem::create_symlink("/proc/self/environ", compaction());  // it reads, and refuses to be opened for writing
+  KernelSettings settings(nullptr, roots);
+  EXPECT_FALSE(settings.seat());
+  EXPECT_FALSE(settings.seated());
+  EXPECT_EQ(get(), "1");
 }
 
 TEST_F(Settings, NothingToDoWhereItIsOffOrMissing) {

@@ -134,12 +134,13 @@ TEST_F(WithModule, SamplesMovesAndProcesses) {
 
 TEST_F(WithModule, TheModuleRestoresWhatADeadTierdLeft) {
   ASSERT_EQ(std::system("echo 1 > /proc/sys/kernel/numa_balancing"), 0);
+  ASSERT_EQ(std::system("echo 20 > /proc/sys/vm/compaction_proactiveness"), 0);
   pid_t pid = fork();
   if (pid == 0) {
     auto module = Module::open();
     if (!module) _exit(1);
     KernelSettings settings(&*module);
-    if (!settings.seat() || settings.numa_balancing() != "0") _exit(2);
+    if (!settings.seat() || settings.numa_balancing() != "0" || settings.compaction_proactiveness() != "0") _exit(2);
     raise(SIGKILL);
   }
   int status = 0;
@@ -152,6 +153,11 @@ TEST_F(WithModule, TheModuleRestoresWhatADeadTierdLeft) {
     usleep(1000);
   }
   EXPECT_EQ(value, "1");
+  for (int tries = 0; tries < 1000 && value != "20"; ++tries) {
+    value = read_line("/proc/sys/vm/compaction_proactiveness").value_or("");
+    usleep(1000);
+  }
+  EXPECT_EQ(value, "20");
   auto module = Module::open();
   ASSERT_TRUE(module) << module.error().message;
   KernelSettings settings(&*module);

@@ -9,6 +9,7 @@ SOCKET=/run/hypertier/tierd.sock
 PINS=/sys/fs/bpf/hypertier
 DEFAULT=heattree # the policy that takes an ejected one's seat
 NUMA=/proc/sys/kernel/numa_balancing
+COMPACTION=/proc/sys/vm/compaction_proactiveness
 checks=0 failures=0 tierd_pid=
 work=$(mktemp -d /tmp/tierd-test.XXXXXX)
 
