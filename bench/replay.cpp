@@ -579,8 +579,11 @@ class Bits final : public SampleSource {
 constexpr std::array<double, 3> kOracleHalfLives = {4, 16, 256};  // epochs
 constexpr int kOracles = kOracleHalfLives.size();
 
+constexpr int kBurstEpochs = 16;  // 8 s
+
 struct Options {
   double density = 0.048;
+  unsigned burst = 1;  // so many times as many samples in the first kBurstEpochs, as tierd takes
   double visits = 0;  // accessed bits: entries read an epoch, share of the pages
   bool samples = true;  // false: bits alone
   int epochs = 300;
@@ -704,9 +707,8 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   EpochInput& input = tierer.input;
   input.epoch_ns = kEpochNs;
   input.fast_tier_pages = input.fast_capacity_pages = fast;
-  input.period = !options.samples ? 0 : static_cast<__u32>(std::max(1.0, 1 / sampled));
   std::optional<Recorder> recorder;
-  if (!options.record.empty()) recorder.emplace(options.record, name + "/" + policy, options, fast, input.period, memory, pages);
+  if (!options.record.empty()) recorder.emplace(options.record, name + "/" + policy, options, fast, static_cast<__u64>(std::max(1.0, 1 / sampled)), memory, pages);
   samples.keep = recorder.has_value();
 
   Cache cache;
@@ -716,8 +718,10 @@ Outcome replay(const std::string& name, const std::string& policy, const Options
   std::array<double, kOracles> oracle{};
   Outcome outcome;
   int counted = 0;
-  std::bernoulli_distribution take(sampled);
   for (int e = 0; e < options.epochs; ++e) {
+    const unsigned times = e < kBurstEpochs ? options.burst : 1;
+    std::bernoulli_distribution take(std::min(1.0, sampled * times));
+    input.period = !options.samples ? 0 : static_cast<__u32>(std::max(1.0, 1 / sampled / times));
     workload->epoch(rng);
     std::fill(misses.begin(), misses.end(), 0);
     __u64 total = 0;
@@ -792,6 +796,7 @@ nlohmann::json replay_trace(const std::string& path, const std::string& policy, 
   const trace::Header& header = trace->header;
   Memory memory(header.fast_pages);
   Samples samples;
+  Rng rng(options.seed);
   Tierer tierer(memory, samples, policy, options);
   EpochInput& input = tierer.input;
   input.fast_tier_pages = header.fast_tier_pages;
@@ -841,7 +846,14 @@ nlohmann::json replay_trace(const std::string& path, const std::string& policy, 
     }
     point.live = {static_cast<double>(epoch.fast_misses), point.replayed.all};
     points.push_back(point);
-    for (const trace::Sample& sample : epoch.samples) samples.count(sample.address >> HT_PAGE_SHIFT, sample.store);
+    if (options.burst > 1) {
+      // Other samples than the record's, of what it says was missed.
+      input.period = static_cast<__u32>(points.size() <= kBurstEpochs ? std::max<__u64>(1, header.period / options.burst) : header.period);
+      for (const trace::Misses& misses : epoch.truth)
+        for (auto left = std::binomial_distribution<__u64>(misses.count, 1.0 / input.period)(rng); left; --left) samples.count(misses.page, false);
+    } else {
+      for (const trace::Sample& sample : epoch.samples) samples.count(sample.address >> HT_PAGE_SHIFT, sample.store);
+    }
     input.epoch_ns = epoch.ns;
     input.fast_free_pages = memory.free_fast();
     input.fast_capacity_pages = memory.room_pages;
@@ -916,6 +928,7 @@ int main(int argc, char** argv) {
   app.add_option("--source", source)->check(CLI::IsMember({"samples", "abit", "both"}))->capture_default_str();
   app.add_option("--visits", visits, "abit and both: page-table entries read an epoch, % of the pages")->capture_default_str();
   app.add_option("--s", options.density, "samples per page of the fast tier and epoch")->capture_default_str();
+  app.add_option("--burst", options.burst, "so many times as many samples in the first 8 s, as tierd takes by default (4)")->check(CLI::Range(1U, 16U))->capture_default_str();
   app.add_option("--epochs", options.epochs)->capture_default_str();
   app.add_option("--misses", options.misses, "an epoch")->capture_default_str();
   app.add_option("--fast", options.fast_share, "fast tier's share of the footprint")->capture_default_str();

@@ -54,7 +54,7 @@ void AdaptivePartition::decay(Range& range) const {
   range.counted_epoch = epoch_;
 }
 
-void AdaptivePartition::begin(__u64 epoch) {
+void AdaptivePartition::begin(__u64 epoch, float /*exposure*/) {
   epoch_ = epoch;
   touched_.clear();
   pages_.clear();

@@ -17,7 +17,7 @@ class AdaptivePartition final : public Partition {
   explicit AdaptivePartition(const EngineSettings& settings)
       : settings_(settings), bits_(settings.min_range_bytes < HT_GRANULE_SIZE) {}
 
-  void begin(__u64 epoch) override;
+  void begin(__u64 epoch, float exposure = 1) override;
   void fold(const ht_granule& granule, const Stray& stray) override;
   // Nobody knows what a bit is worth in samples: where these are, they alone count.
   void fold(const ht_bits& bits) override {

@@ -198,7 +198,7 @@ Result<EpochReport> Engine::epoch(Scope& scope, const EpochInput& input) {
   // Mappings before samples: what was mapped in this epoch is known by then.
   __u64 samples = 0;
   ht_sampler_stats stats{};
-  Result<> done = scope.begin(epoch, events, input.accounts, report);
+  Result<> done = scope.begin(epoch, events, input, report);
   if (done) done = drain(scope, input, samples, stats, report);
   if (done) done = scope.run(input, samples, report);
 

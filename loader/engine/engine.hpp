@@ -224,6 +224,7 @@ struct EpochReport {
 
   // counters
   std::array<__u64, kStrays> stray_samples{};
+  bool heat_shifted = false;  // suddenly far fewer samples are of fast memory (estimated ranges)
   __u64 estimate_bytes = 0;  // that the counters of estimated ranges take
   __u32 splits = 0;
   __u32 merges = 0;

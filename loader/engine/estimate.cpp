@@ -366,22 +366,23 @@ void Estimate::first_samples() {
 // What comes of looking at a page in either way, of all pages. Once that is known rates
 // are of samples: those of before, in touches, are not to be compared with them.
 void Estimate::weigh_kinds() {
+  if (has_samples_ && pages_) {  // known from the first pass on
+    samples_seen_ = kTouchesKeep * samples_seen_ + static_cast<double>(epoch_sampled_);
+    samples_of_ = kTouchesKeep * samples_of_ + static_cast<double>(pages_) * exposures_.front();
+  }
   if (!has_samples_ || !has_bits_) return;
-  samples_seen_ = kTouchesKeep * samples_seen_ + static_cast<double>(epoch_sampled_);
-  samples_of_ = kTouchesKeep * samples_of_ + static_cast<double>(pages_);  // known from the first pass on
   touches_seen_ *= kTouchesKeep;
   touches_of_ *= kTouchesKeep;
   // With fewer what was known stands.
-  if (samples_seen_ < kSamplesKnown || samples_of_ <= 0 || touches_of_ <= 0 || touches_seen_ <= 0) return;
-  const bool fresh = by_bits();
+  if (samples_seen_ < kSamplesKnown || touches_of_ <= 0 || touches_seen_ <= 0) return;
   epochs_a_unit_ = touches_seen_ / touches_of_ / (samples_seen_ / samples_of_);
-  if (!fresh) return;
+  if (!by_bits_) return;
   passed_ = judged_ = classes_fresh_ = false;
   for (auto& classes : classes_) std::fill(classes.begin(), classes.end(), Class{});
 }
 
-// ages_[age]: an epoch's weight is that of the decays since; the one in
-// progress has weight 1 once its samples are in.
+// ages_[age]: an epoch's weight is that of the decays since, as often as the epoch
+// counts; the one in progress has not decayed once its samples are in.
 void Estimate::age_tables() {
   const __u32 ages = static_cast<__u32>(std::min<__u64>(epoch_, kAgeMax)) + 1;
   for (int s = 0; s < kScales; ++s) {
@@ -393,15 +394,18 @@ void Estimate::age_tables() {
     const __u32 step = decay_step(s);
     for (__u32 age = 0; age < ages; ++age) {
       table[age] = {static_cast<float>(sum), static_cast<float>(squares > 0 ? sum / squares : 1)};
-      sum += weight;
-      squares += weight * weight;
+      const double exposure = age < exposures_.size() ? exposures_[age] : 1;
+      sum += weight * exposure;
+      squares += weight * weight * exposure;
       if ((epoch_ - age) % step == 0) weight *= kDecay;
     }
   }
 }
 
-void Estimate::begin(__u64 epoch) {
+void Estimate::begin(__u64 epoch, float exposure) {
   epoch_ = epoch;
+  exposures_.push_front(exposure);
+  if (exposures_.size() > kAgeMax) exposures_.pop_back();
   epoch_samples_ = 0;
   epoch_sampled_ = 0;
   epoch_touches_ = 0;
@@ -526,6 +530,7 @@ void Estimate::fetch_pages(const Granule& g, std::span<const PageSamples> sample
 // Bits become touches: where one was set, as many as its page's rate lets expect.
 // So a mean over checks is what the rate is, whatever the intervals were.
 __u32 Estimate::add(Granule& g, const ht_bits& bits) {
+  if (!has_bits_) by_bits_ = !has_samples_;
   has_bits_ = true;
   // One bit says nothing beside the samples of 512 pages.
   if (g.huge && has_samples_) return 0;
@@ -630,6 +635,7 @@ void Estimate::end_fold(__u64 top_pages) {
   touches_ *= kTouchesKeep;
   touches_variance_ *= kTouchesKeep;
   weigh_kinds();
+  by_bits_ = has_bits_ && epochs_a_unit_ <= 0 && (!has_samples_ || touches_of_ > 0);
   double density = (static_cast<double>(epoch_samples_) + epoch_touches_) / static_cast<double>(std::max<__u64>(1, top_pages));
   density_ = density_ < 0 ? density : density_ + 0.1 * (density - density_);
   if (density_ > settings_.dense) set_unit(4);
@@ -648,7 +654,7 @@ void Estimate::judge(int scale) {
   for (Class& c : classes_[scale]) {
     if (counts) {
       c.brought = keep * c.brought + c.hits;
-      c.of = keep * c.of + c.pages;
+      c.of = keep * c.of + c.pages * exposures_.front();
     }
     c.hits = 0;
   }

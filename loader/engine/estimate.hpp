@@ -6,7 +6,8 @@
 //
 // in which a child with few samples looks like its parent and one with many
 // like its own count. How much a child is believed is learned per level from
-// how much siblings differ beyond chance. Rates are samples per page and epoch.
+// how much siblings differ beyond chance. Rates are samples per page and epoch, an
+// epoch in which a sample stands for fewer misses counting as several.
 //
 // Accessed bits come instead of samples where there are none, or beside them. A page is
 // checked once in a while, so that what counts as n * W epochs above is the time
@@ -21,6 +22,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -110,8 +112,9 @@ class Estimate {
 
   explicit Estimate(const EstimateSettings& settings = {}) : settings_(settings) {}
 
-  // A new epoch: counts age when it is their time.
-  void begin(__u64 epoch);
+  // A new epoch: counts age when it is their time. exposure: how many epochs of the first
+  // period its samples say as much as.
+  void begin(__u64 epoch, float exposure = 1);
 
   // Null: nothing is kept there. make() keeps it from now on; counting begins
   // with this epoch.
@@ -193,7 +196,8 @@ class Estimate {
   // independent ones would.
   double bit_dispersion(bool piece) const { return (piece ? piece_bits_ : granule_bits_).phi(); }
   // By bits alone: there are no samples, or too few yet to say what a touch is worth.
-  bool by_bits() const { return has_bits_ && epochs_a_unit_ <= 0 && (!has_samples_ || touches_of_ > 0); }
+  // The same for all of an epoch.
+  bool by_bits() const { return by_bits_; }
   // Epochs of samples that say as much of a page as one kBitUnitNs in which its bit
   // was watched. 0: not known, or not both kinds are there.
   double epochs_a_unit() const { return epochs_a_unit_; }
@@ -201,7 +205,7 @@ class Estimate {
   __u64 pages() const { return pages_; }  // present, as of the last pass
   std::size_t bytes() const;
 
-  // Sum of the weights of the epochs since birth, and the noise factor.
+  // Sum of the weights of the epochs since birth, each as often as it counts, and the noise factor.
   double weight(int scale, __u32 birth) const { return at(scale, birth).weight; }
   double noise(int scale, __u32 birth) const { return at(scale, birth).noise; }
 
@@ -287,6 +291,7 @@ class Estimate {
 
   EstimateSettings settings_;
   __u64 epoch_ = 0;
+  std::deque<float> exposures_;  // of this epoch, the one before, and so on
   __u64 pages_ = 0;
   __u32 unit_ = 16;
   double density_ = -1;  // samples per page of the top set and epoch, smoothed
@@ -305,6 +310,7 @@ class Estimate {
   std::array<double, kScales> epoch_hits_{};
   bool has_bits_ = false;  // since the first of each came
   bool has_samples_ = false;
+  bool by_bits_ = false;
   // Both kinds, decayed: what comes of a sample's and of a bit's looking at a page.
   double samples_seen_ = 0;
   double samples_of_ = 0;  // pages and epochs

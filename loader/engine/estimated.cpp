@@ -80,13 +80,16 @@ struct Grain {
 
 EstimatedPartition::EstimatedPartition(const EngineSettings& settings) : settings_(settings), moved_share_(kMovedAtFirst) {}
 
-void EstimatedPartition::begin(__u64 epoch) {
+void EstimatedPartition::begin(__u64 epoch, float exposure) {
   epoch_ = epoch;
-  estimate_.begin(epoch);
+  exposure_ = exposure;
+  exposures_ += exposure;
+  estimate_.begin(epoch, exposure);
   sampled_.clear();
   counted_.clear();
   folded_.clear();
   trial_ = {};
+  tier_samples_ = {};
   std::fill(std::begin(tried_bits_), std::end(tried_bits_), Bits{});
   bits_set_ = 0;
   moved_share_ -= moved_share_ / kQuietEpochs;
@@ -147,6 +150,8 @@ void EstimatedPartition::count() {
     bool missed = false;
     for (auto [p, n] : sampled(i)) {
       missed |= !g.has(p);
+      for (int t = 0; t < HT_TIERS; ++t)
+        if (g.in_tier[t][p / 64] & ~g.in_tier[!t][p / 64] & 1ULL << (p % 64)) tier_samples_[t] += n;
       if (tried_.empty()) continue;
       if (g.tried[HT_TIER_SLOW][p / 64] >> (p % 64) & 1) trial_.hot_hits += n;
       if (g.tried[HT_TIER_FAST][p / 64] >> (p % 64) & 1) trial_.cold_hits += n;
@@ -476,6 +481,7 @@ void EstimatedPartition::watch() {
     }
     if (!w.pages || part < (kPartOverCut - 1) * cut * static_cast<float>(w.pages) || part < 2 * whole) return;
     w.since_epoch = epoch_;
+    w.since_exposures = exposures_;
     watched_.emplace(std::pair{space, granule}, w);
     ++watching;
   });
@@ -487,7 +493,7 @@ std::vector<Skewed> EstimatedPartition::skewed(std::size_t max) {
   for (auto& [at, w] : watched_) {
     if (list.size() == max) break;
     if (!w.pages || epoch_ < w.since_epoch + kWatchEpochs) continue;
-    const auto epochs = static_cast<double>(epoch_ - w.since_epoch);
+    const double epochs = exposures_ - w.since_exposures;
     // By one standard deviation less than what was seen.
     const double hits = w.part_hits - std::sqrt(static_cast<double>(w.part_hits));
     const double pages = w.pages;
@@ -497,7 +503,7 @@ std::vector<Skewed> EstimatedPartition::skewed(std::size_t max) {
       apart(at.first, at.second << HT_GRANULE_SHIFT, HT_MOVE_NONE);
       continue;
     }
-    list.push_back({at.first, at.second << HT_GRANULE_SHIFT, w.pages, hits / epochs / pages, cut + whole / pages});
+    list.push_back({at.first, at.second << HT_GRANULE_SHIFT, w.pages, hits / epochs / pages * exposure_, (cut + whole / pages) * exposure_});
   }
   return list;
 }
@@ -931,7 +937,7 @@ void EstimatedPartition::describe(const RangeIndex::Cell& cell, std::size_t inde
   o.mapping = run.mapping;
   // The first samples make their neighbours look hot, by far too much if single pages are: whether
   // they are is seen in the next epoch.
-  o.rate = estimate_.judged() ? saturated(static_cast<double>(run.worth) * kRateUnit) : 0;
+  o.rate = estimate_.judged() ? saturated(static_cast<double>(run.worth) * exposure_ * kRateUnit) : 0;
   const double mean2 = static_cast<double>(run.rate) * run.rate;
   o.uneven = mean2 > 0 ? saturated((static_cast<double>(run.square) - mean2) / mean2 * 256) : 0;
 }

@@ -20,7 +20,7 @@ class EstimatedPartition final : public Partition {
  public:
   explicit EstimatedPartition(const EngineSettings& settings);
 
-  void begin(__u64 epoch) override;
+  void begin(__u64 epoch, float exposure = 1) override;
   void fold(const ht_granule& granule, const Stray& stray) override;
   void fold(const ht_bits& bits) override;
   __u64 close(__u64 fast_pages) override;
@@ -42,6 +42,7 @@ class EstimatedPartition final : public Partition {
   void apart(__u64 space, __u64 start, ht_move_result result) override;
   void try_pages(__u64 space, ht_page_t page, ht_tier side) override;
   Trial trial() override { return trial_; }
+  std::array<__u64, HT_TIERS> tier_samples() const override { return tier_samples_; }
   void clear_trial() override;
   bool rest() override;
 
@@ -91,6 +92,7 @@ class EstimatedPartition final : public Partition {
     __u32 part_hits = 0;
     __u32 hits = 0;
     __u64 since_epoch = 0;
+    double since_exposures = 0;
   };
 
   struct Contents {
@@ -120,6 +122,8 @@ class EstimatedPartition final : public Partition {
   const EngineSettings& settings_;
   Estimate estimate_;
   __u64 epoch_ = 0;
+  float exposure_ = 1;    // of this epoch
+  double exposures_ = 0;  // of all
   __u64 passed_epoch_ = 0;
   double moved_share_;  // of the top set's size: what was moved in each epoch, decayed
   __u64 top_pages_ = 1;
@@ -149,6 +153,7 @@ class EstimatedPartition final : public Partition {
   Bits tried_bits_[HT_TIERS];  // of pages on trial, in this epoch
   __u64 bits_set_ = 0;
   Trial trial_;
+  std::array<__u64, HT_TIERS> tier_samples_{};
 };
 
 }  // namespace hypertier

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <array>
 #include <functional>
 #include <memory>
 #include <span>
@@ -90,8 +91,9 @@ class Partition {
  public:
   virtual ~Partition() = default;
 
-  // A new epoch: what is folded from here on belongs to it. Epochs rise.
-  virtual void begin(__u64 epoch) = 0;
+  // A new epoch: what is folded from here on belongs to it. Epochs follow each other.
+  // exposure: how many epochs of the first period its samples say as much as.
+  virtual void begin(__u64 epoch, float exposure = 1) = 0;
 
   // Counts one granule, exactly by page. stray(address, samples) is called for
   // pages with samples that lie in no range.
@@ -147,6 +149,8 @@ class Partition {
   virtual std::vector<Skewed> skewed(std::size_t /*max*/) { return {}; }
   virtual void apart(__u64 /*space*/, __u64 /*start*/, ht_move_result /*result*/) {}
   virtual Trial trial() { return {}; }
+  // Samples of this epoch of pages whose tier is known, by tier.
+  virtual std::array<__u64, HT_TIERS> tier_samples() const { return {}; }
   // In place of fill(). True: what fill() last wrote stands but for the samples of this epoch,
   // and lately so little was moved that nobody has to look at it. False: nothing was done.
   virtual bool rest() { return false; }

@@ -142,12 +142,12 @@ struct Scope::Watch final : Spaces::Watcher {
   void found(__u32 pid, __u64 space) override { scope.found_.push_back({pid, space}); }
 };
 
-Result<> Scope::begin(__u64 epoch, std::span<const ht_space_event> events, bool poll_all, EpochReport& report) {
+Result<> Scope::begin(__u64 epoch, std::span<const ht_space_event> events, const EpochInput& input, EpochReport& report) {
   epoch_ = epoch;
-  partition_->begin(epoch);
+  begin_partition(input);
   for (const ht_space_event& event : events) spaces_.event(event);
   Watch watch(*this);
-  auto polled = spaces_.poll(epoch, poll_all, machine_, watch);
+  auto polled = spaces_.poll(epoch, input.accounts, machine_, watch);
   if (!polled) return std::unexpected(polled.error());
   report.spaces_polled = polled->spaces;
   report.mappings_read = polled->mappings;
@@ -173,21 +173,24 @@ __u64 Scope::close(__u64 fast_pages) {
   return samples;
 }
 
-// Another kind of ranges starts with what is mapped and no counts.
-void Scope::use(const EpochInput& input) {
-  if (partition_->knows_pages() == input.estimated) return;
-  if (input.estimated)
+// Another kind of ranges starts with what is mapped and no counts, before the samples of this epoch.
+void Scope::begin_partition(const EpochInput& input) {
+  if (!first_period_) first_period_ = input.period;
+  exposure_ = input.period ? static_cast<float>(first_period_) / static_cast<float>(input.period) : 1;
+  const bool fresh = partition_->knows_pages() != input.estimated;
+  if (fresh && input.estimated)
     partition_ = std::make_unique<EstimatedPartition>(settings_);
-  else
+  else if (fresh)
     partition_ = std::make_unique<AdaptivePartition>(settings_);
-  partition_->begin(epoch_);
+  partition_->begin(epoch_, exposure_);
+  if (!fresh) return;
   for (const auto& [id, space] : spaces_.spaces()) partition_->map(id, spaces_.managed(space));
-  partition_->close(std::min(input.fast_capacity_pages, input.fast_max_pages));
 }
 
 Result<> Scope::run(const EpochInput& input, __u64 samples, EpochReport& report) {
-  use(input);
   if (auto done = look(input, report); !done) return done;
+  const auto hits = partition_->tier_samples();
+  report.heat_shifted = shift_.epoch(hits[HT_TIER_FAST], hits[HT_TIER_FAST] + hits[HT_TIER_SLOW]);
   measure_growth(input.fast_tier_pages);
   report.estimate_bytes = partition_->bytes();
   if (rests(input)) {
@@ -402,8 +405,8 @@ __u32 Scope::like_what_comes() {
   }
   if (!pages) return kNoRange;
   young_pages_ = kYoungKeep * young_pages_ + static_cast<double>(pages);
-  young_samples_ = kYoungKeep * young_samples_ + static_cast<double>(samples);
-  const double rate = kRateUnit * young_samples_ / std::max(1.0, young_pages_);
+  young_samples_ = kYoungKeep * young_samples_ + static_cast<double>(samples) / exposure_;
+  const double rate = kRateUnit * exposure_ * young_samples_ / std::max(1.0, young_pages_);
   __u32 like = kNoRange;
   for (auto [age, index] : youngest)
     if (ranges_[index].rate && ranges_[index].rate <= rate && (like == kNoRange || ranges_[index].rate > ranges_[like].rate)) like = index;

@@ -12,6 +12,7 @@
 
 #include "engine.hpp"
 #include "partition.hpp"
+#include "shift.hpp"
 #include "plan.hpp"
 #include "spaces.hpp"
 
@@ -40,7 +41,7 @@ class Scope {
 
   // Steps of an epoch, in this order. What a poll found out is left in
   // forgotten(), managed() and found().
-  [[nodiscard]] Result<> begin(__u64 epoch, std::span<const ht_space_event> events, bool poll_all, EpochReport& report);
+  [[nodiscard]] Result<> begin(__u64 epoch, std::span<const ht_space_event> events, const EpochInput& input, EpochReport& report);
   void fold(const ht_granule& granule, EpochReport& report);
   void fold(const ht_bits& bits);
   __u64 close(__u64 fast_pages);  // as Partition::close
@@ -120,7 +121,7 @@ class Scope {
   __u64 free_room(const EpochInput& input) const;
   [[nodiscard]] Result<> walk(std::span<const __u32> indices, ht_tier tier, __u64 list_max_pages,
                               std::vector<Listed>& listed, EpochReport& report, std::span<const __u64> most = {});
-  void use(const EpochInput& input);
+  void begin_partition(const EpochInput& input);
   [[nodiscard]] Result<> look(const EpochInput& input, EpochReport& report);
   static __u64 walk_cost(const tier_range& range, const Space& space, __u64 span_pages);
   std::size_t walk_batch() const;
@@ -184,7 +185,10 @@ class Scope {
   __u64 expected_slow_pages_ = 0;  // if nothing came
   __u64 withheld_room_pages_ = 0;
   double young_pages_ = 0;    // and epochs
-  double young_samples_ = 0;  // of them
+  double young_samples_ = 0;  // of them, by the first period
+  ShiftWatch shift_;
+  __u32 first_period_ = 0;
+  float exposure_ = 1;  // how many epochs of the first period this one says as much as
   __u64 reserved_pages_ = 0;            // of the rate, for demotion to its bound
   std::span<tier_range> ranges_;
   std::vector<__u32> ranked_;  // range indices, hottest first

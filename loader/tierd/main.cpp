@@ -40,6 +40,9 @@ int main(int argc, char** argv) {
   auto* cpu_budget = app.add_option("--cpu-budget", cpu_percent,
                                     "CPU time for sampling, % of all online CPUs: the period, or the share of memory whose accessed bits are read, follows (default: 0.5; the lab's virtual PEBS: none)")
                          ->check(CLI::Range(0.01, 50.0));
+  app.add_option("--burst", options.tiering.burst, "so many times as many samples in the first 8 s of an estimate, beyond the CPU budget; 1: not more")
+      ->check(CLI::Range(1U, 16U))
+      ->capture_default_str();
   app.add_option("--granules", options.tiering.granules, "2 MiB pieces that can be tracked at once (default: from RAM size)")
       ->check(CLI::Range(1024U, 1U << 26));
   app.add_option("--socket", options.socket, "where tierctl finds it")->capture_default_str();

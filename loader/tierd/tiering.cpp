@@ -112,6 +112,8 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   t.judge_fd_ = Fd(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
   const itimerspec each{{0, kJudgeNs}, {0, kJudgeNs}};
   if (!t.judge_fd_ || timerfd_settime(t.judge_fd_.get(), 0, &each, nullptr) != 0) return fail_errno("cannot set a timer", errno);
+  t.burst_ = options.burst;
+  if (((*seat)->terms().flags & HT_POLICY_ESTIMATED) != 0) t.burst(false);
   t.seats_[cgroup] = std::move(*seat);
   t.budgets_ = budgets;
   if (auto followed = t.follow_plan(); !followed) return std::unexpected(followed.error());
@@ -135,8 +137,11 @@ Tiering::~Tiering() {
 // ------------------------------------------------------------------ scopes
 
 Result<> Tiering::seat(std::uint64_t cgroup_id, const std::string& cgroup, PolicyObject policy, const MoveTerms& moves) {
+  const auto estimated = [](const PolicySeat& seat) { return (seat.terms().flags & HT_POLICY_ESTIMATED) != 0; };
   if (auto found = seats_.find(cgroup); found != seats_.end()) {
+    const bool was = estimated(*found->second);
     if (auto swapped = found->second->swap(std::move(policy), moves); !swapped) return swapped;
+    if (!was && estimated(*found->second)) burst(false);
     for (auto& [path, scope] : scopes_)
       if (scope->seat() == found->second) scope->hurry();
     return {};
@@ -149,6 +154,8 @@ Result<> Tiering::seat(std::uint64_t cgroup_id, const std::string& cgroup, Polic
   if (!followed) {
     seats_.erase(cgroup);
     (void)follow_plan();
+  } else if (estimated(*seats_[cgroup])) {
+    burst(false);
   }
   return followed;
 }
@@ -317,7 +324,24 @@ void Tiering::hold_cpu_share() {
     const std::uint64_t period = rate_.update(ns - std::exchange(sampling_ns_, ns), elapsed_ns, cpus_);
     const std::uint64_t bits_ns = adapter_->bits().cpu_ns_total;
     bits_rate_.update(bits_ns - std::exchange(bits_ns_, bits_ns), elapsed_ns, cpus_);
-    if (period != period_ && adapter_->set_period(period)) period_ = period;
+    sample_each(period);
+    return {};
+  });
+}
+
+// rate_lock_ is held.
+void Tiering::sample_each(std::uint64_t period) {
+  if (period != period_ && adapter_->set_period(period)) period_ = period;
+}
+
+// An estimate that is new has most to learn, and one whose hot pages are not hot any more
+// (shifted). Ranges that count by epochs (without HT_POLICY_ESTIMATED) do not know that an
+// epoch brings more than the one before.
+void Tiering::burst(bool shifted) {
+  if (!source_.samples()) return;
+  (void)engine_->space_events([&](Roster&) -> Result<> {
+    std::lock_guard held(rate_lock_);
+    if (!shifted || rate_.may_burst()) sample_each(rate_.burst(burst_));
     return {};
   });
 }
@@ -495,6 +519,7 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   if (outcome.ejected)
     tell({outcome.seated ? News::kEjected : News::kSeatEmpty, seat.cgroup(), outcome.ejected, {}});
   if (!report) return failed(report.error());
+  if (report->heat_shifted) burst(true);
   bool changed = false;
   {
     std::lock_guard held(standings_lock_);

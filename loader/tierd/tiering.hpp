@@ -46,6 +46,7 @@ struct TieringOptions {
   // default, for sources that hold one.
   std::optional<double> cpu_share;
   bool hold_cpu_share = true;  // false: none but cpu_share
+  unsigned burst = RateControl::kBurst;  // so many times as many samples while an estimate is new; 1: not more
   EventLog* events = nullptr;  // outlives the tiering
 };
 
@@ -121,6 +122,8 @@ class Tiering {
   void make_room_for_balloon(const Scope& scope, __u64 used_pages, EpochInput& input);
   void tell_slow_miss_share();
   std::uint64_t sampling_ns() const;
+  void burst(bool shifted);
+  void sample_each(std::uint64_t period);
 
   // Declared in the order of construction: destroyed the other way round, the
   // threads and seats first and the module, whose close restores what is left,
@@ -136,6 +139,7 @@ class Tiering {
   std::unique_ptr<Engine> engine_;
   std::uint32_t cpus_ = 1;
   double cpu_share_max_ = 0;
+  unsigned burst_ = 1;
   mutable std::mutex rate_lock_;
   RateControl rate_;       // of sampling
   RateControl bits_rate_;  // of reading accessed bits, which holds its budget itself

@@ -35,13 +35,13 @@ struct Drawn {
   static void present(Estimate::Granule& g) {
     for (auto& word : g.in_tier[HT_TIER_SLOW]) word = ~0ULL;
   }
-  void epochs(int n, __u64 top) {
+  void epochs(int n, __u64 top, float exposure = 1) {
     for (int i = 0; i < n; ++i) {
-      estimate.begin(++epoch);
+      estimate.begin(++epoch, exposure);
       for (unsigned g = 0; g < rate.size() / kPages; ++g) {
         __u32 samples[kPages];
         for (unsigned p = 0; p < kPages; ++p) {
-          const double mean = rate[g * kPages + p];
+          const double mean = rate[g * kPages + p] * exposure;
           samples[p] = mean > 0 ? std::poisson_distribution<__u32>(mean)(rng) : 0;
         }
         count(estimate, *estimate.find(kSpace, kFirst + g), samples);
@@ -76,6 +76,35 @@ struct Drawn {
   std::mt19937 rng;
   __u64 epoch = 0;
 };
+
+// While a sample stands for a quarter of the misses, an epoch counts as four: rates stay what they are, and more is known.
+TEST(Estimate, AnEpochWithMoreSamplesCountsAsSeveral) {
+  auto make = [](unsigned seed) {
+    Drawn d(16, seed);
+    for (unsigned p = 0; p < d.rate.size(); ++p) d.rate[p] = p % 5 == 0 ? 0.4 : 0.01;  // single pages
+    return d;
+  };
+  Drawn burst = make(1), plain = make(1);
+  const __u64 top = burst.rate.size() / 5;
+  burst.epochs(6, top, 4);
+  plain.epochs(6, top);
+  EXPECT_GT(burst.precision(top), plain.precision(top) + 0.05);
+  auto mean = [](Drawn& d, bool hot) {
+    const std::vector<float> rates = d.rates();
+    double sum = 0, n = 0;
+    for (unsigned p = 0; p < rates.size(); ++p)
+      if ((d.rate[p] > 0.1) == hot) sum += rates[p], ++n;
+    return sum / n;
+  };
+  for (int after = 0; after < 40; after += 4) {
+    EXPECT_NEAR(mean(burst, true), 0.4, 0.06) << after;
+    EXPECT_NEAR(burst.estimate.mean_rate(), 0.088, 0.006) << after;
+    EXPECT_NEAR(burst.estimate.worth(0.4F), 0.4, 0.06) << after;
+    EXPECT_GT(burst.precision(top), plain.precision(top) - 0.01) << after;
+    burst.epochs(4, top);
+    plain.epochs(4, top);
+  }
+}
 
 // All is alike, but counts are believed as if it were not: estimates differ by
 // chance, and are worth about the same.

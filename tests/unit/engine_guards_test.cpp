@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Rate limit, memory of moves, conduct of a policy, heat history.
+// Rate limit, memory of moves, conduct of a policy, heat history, shifts.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <random>
+#include <vector>
 
 #include "engine/guards.hpp"
 #include "engine/history.hpp"
+#include "engine/shift.hpp"
 
 namespace hypertier {
 namespace {
@@ -97,6 +100,34 @@ TEST(MoveHistory, NeighboursDoNotCollide) {
   for (__u64 page = 0; page < 4096; ++page)
     known += history.reverses(3, (0x7f0000000000 + (page << HT_PAGE_SHIFT)), HT_TIER_SLOW, 6, 8);
   EXPECT_GT(known, 4096 * 85 / 100);
+}
+
+// As many pages of a hot set as fit into half of the table: most are remembered.
+TEST(MoveHistory, PagesOfAHotSetDoNotCollide) {
+  MoveHistory history(1 << 16);
+  std::vector<__u64> pages;
+  for (__u64 page = 0; page < 3 << 15; page += 3) pages.push_back(0x7f1234560000 + (page << HT_PAGE_SHIFT));
+  for (__u64 page : pages) history.moved(7, page, HT_TIER_FAST, 5);
+  const auto known = std::count_if(pages.begin(), pages.end(), [&](__u64 page) { return history.reverses(7, page, HT_TIER_SLOW, 6, 8); });
+  EXPECT_GT(known, static_cast<long>(pages.size()) * 70 / 100);
+}
+
+TEST(ShiftWatch, ToldWhenFastMemorySuddenlyHasLess) {
+  ShiftWatch watch;
+  EXPECT_FALSE(watch.epoch(10, 1000)) << "nothing was known";
+  for (__u64 fast = 100; fast <= 900; fast += 100) EXPECT_FALSE(watch.epoch(fast, 1000)) << "it rises";
+  for (int i = 0; i < 20; ++i) EXPECT_FALSE(watch.epoch(900, 1000));
+  EXPECT_FALSE(watch.epoch(0, 20)) << "too few to tell";
+  EXPECT_FALSE(watch.epoch(720, 1000)) << "somewhat less";
+  for (int i = 0; i < 20; ++i) watch.epoch(900, 1000);
+  EXPECT_TRUE(watch.epoch(200, 1000));
+  EXPECT_FALSE(watch.epoch(200, 1000)) << "once";
+}
+
+TEST(ShiftWatch, NotByChance) {
+  ShiftWatch watch;
+  std::mt19937 rng(1);
+  for (int i = 0; i < 10000; ++i) EXPECT_FALSE(watch.epoch(std::binomial_distribution<__u64>(100, 0.3)(rng), 100)) << i;
 }
 
 TEST(Conduct, SilenceIsToldFromIdleness) {

@@ -202,6 +202,31 @@ TEST(RateControl, StepsOf16WhereTheSourceCountsInThem) {
   }
 }
 
+TEST(RateControl, ABurstIsBeyondTheBudgetAndEnds) {
+  Machine machine{5e7, 2000};
+  RateControl control(0.005, 4093, 4093);
+  std::uint64_t period = 4093;
+  for (int epoch = 0; epoch < 40; ++epoch) period = machine.epoch(control, period);
+  const std::uint64_t held = period;
+  period = control.burst(4);
+  EXPECT_EQ(period, held / 4);
+  for (int epoch = 0; epoch < 15; ++epoch) EXPECT_EQ(period = machine.epoch(control, period), held / 4) << "what it costs is not held against the period";
+  EXPECT_NEAR(control.share(), 0.02, 0.003) << "but it is shown";
+  EXPECT_EQ(period = machine.epoch(control, period), held) << "after 8 s";
+  EXPECT_NEAR(control.share(), 0.005, 0.001);
+}
+
+TEST(RateControl, ABurstStaysInTheBounds) {
+  RateControl control(0, 4096, 512);
+  EXPECT_EQ(control.burst(16), 256u);
+  RateControl many(0, 4096, 256);
+  EXPECT_EQ(many.burst(4), 256u);
+  RateControl rare(0, 37, 400'000);  // longer than it would ever get by itself
+  EXPECT_EQ(rare.period(), 400'000u);
+  EXPECT_EQ(rare.burst(4), 100'000u);
+  EXPECT_EQ(rare.burst(1), 400'000u);
+}
+
 TEST(RateControl, WithoutABudgetItOnlyMeasures) {
   RateControl control(0, 37, 37);
   for (int epoch = 0; epoch < 20; ++epoch) EXPECT_EQ((Machine{1e6, 500}.epoch(control, 37)), 37u);

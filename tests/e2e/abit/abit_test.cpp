@@ -117,7 +117,7 @@ void abit_test(const Hotset& set, const std::string& policy, uint64_t seed) {
 // The true hit ratio after so many epochs of few samples, from the worst placement.
 double few_samples(Child& hotset, Meter& meter, const std::string& source, uint64_t period, uint64_t epochs) {
   hotset.ask("place worst", "placed");
-  Tierd tierd({"--source", source, "--period", std::to_string(period)});
+  Tierd tierd({"--source", source, "--period", std::to_string(period), "--burst", "1"});
   tierctl({"load", "heattree"});
   const uint64_t first = counters().epochs;
   std::printf("     ");

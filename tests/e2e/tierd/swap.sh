@@ -41,6 +41,16 @@ echo "$swaps swaps, $epochs epochs, $samples samples"
 settled() { [ "$(bpf_objects)" -le $((objects_seated + 2)) ]; }
 check "old policies are freed (now $(bpf_objects) objects, $objects_seated at first)" wait_until 20 settled
 
+note "an estimate that is new gets more samples for 8 s, another policy on it does not"
+period=$(status /sampling/period)
+period_is() { [ "$(status /sampling/period)" = "$1" ]; }
+check "load heattree" tierctl load heattree
+check_equal "a quarter of the misses a sample" $((period / 4)) "$(status /sampling/period)"
+check "it ends" wait_until 30 period_is $period
+check "load heattree again" tierctl load heattree --set margin_percent=140
+check_equal "misses a sample" $period "$(status /sampling/period)"
+check "load hyperplace" tierctl load hyperplace
+
 note "a policy that fails leaves the old one running"
 before=$(status /scopes/0/policy)/$(status /scopes/0/generation)
 check_refused "verifier" 1 'the verifier rejects policy rejected' tierctl load "$POLICIES/rejected.bpf.o"
