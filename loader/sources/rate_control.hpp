@@ -36,13 +36,13 @@ class RateControl {
   bool may_burst() const { return since_burst_ns_ >= kBurstEachNs; }
   std::uint64_t period() const;
 
+  // How many times as many samples are taken now as without a burst.
+  double times() const { return static_cast<double>(period_) / static_cast<double>(period()); }
   double share() const { return share_ * times(); }  // smoothed over about four updates
   std::uint64_t period_min() const { return period_min_; }
   std::uint64_t period_max() const { return period_max_; }
 
  private:
-  // How many times as many samples are taken now.
-  double times() const { return static_cast<double>(period_) / static_cast<double>(period()); }
   std::uint64_t at_least_min(std::uint64_t period) const;
 
   double budget_share_ = 0;

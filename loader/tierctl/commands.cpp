@@ -331,6 +331,7 @@ int command_status(const Context& context, const std::string& cgroup) {
   const Json& sampling = status["sampling"];
   const bool samples = sampling.contains("period"), reads_bits = sampling.contains("interval_ns");
   if (samples) source += ", one sample in " + number_text(status["period"]) + " misses, on " + number_text(status["sampling_cpus"]) + " CPUs";
+  if (samples && sampling["burst"].get<double>() > 1) source += " (more than later: the estimate is new, or heat has shifted)";
   if (reads_bits) {
     char bits[96];
     std::snprintf(bits, sizeof(bits), "%s accessed bits after %.1f ms, pass %llu", samples ? ";" : ",", sampling["interval_ns"].get<double>() * 1e-6,

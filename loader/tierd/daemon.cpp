@@ -619,6 +619,7 @@ Json Daemon::status(const std::string& cgroup) const {
     }
     if (tiering_->source().samples()) {
       sampling["period"] = tiering_->period();
+      sampling["burst"] = tiering_->burst();
       sampling["period_min"] = tiering_->rate_control().period_min();
       sampling["period_max"] = tiering_->rate_control().period_max();
       sampling["sample_ns"] = tiering_->source().probe.sample_ns;

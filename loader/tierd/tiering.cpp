@@ -113,7 +113,7 @@ Result<std::unique_ptr<Tiering>> Tiering::start(const TieringOptions& options, c
   const itimerspec each{{0, kJudgeNs}, {0, kJudgeNs}};
   if (!t.judge_fd_ || timerfd_settime(t.judge_fd_.get(), 0, &each, nullptr) != 0) return fail_errno("cannot set a timer", errno);
   t.burst_ = options.burst;
-  if (((*seat)->terms().flags & HT_POLICY_ESTIMATED) != 0) t.burst(false);
+  if (((*seat)->terms().flags & HT_POLICY_ESTIMATED) != 0) t.begin_burst(false);
   t.seats_[cgroup] = std::move(*seat);
   t.budgets_ = budgets;
   if (auto followed = t.follow_plan(); !followed) return std::unexpected(followed.error());
@@ -141,7 +141,7 @@ Result<> Tiering::seat(std::uint64_t cgroup_id, const std::string& cgroup, Polic
   if (auto found = seats_.find(cgroup); found != seats_.end()) {
     const bool was = estimated(*found->second);
     if (auto swapped = found->second->swap(std::move(policy), moves); !swapped) return swapped;
-    if (!was && estimated(*found->second)) burst(false);
+    if (!was && estimated(*found->second)) begin_burst(false);
     for (auto& [path, scope] : scopes_)
       if (scope->seat() == found->second) scope->hurry();
     return {};
@@ -155,7 +155,7 @@ Result<> Tiering::seat(std::uint64_t cgroup_id, const std::string& cgroup, Polic
     seats_.erase(cgroup);
     (void)follow_plan();
   } else if (estimated(*seats_[cgroup])) {
-    burst(false);
+    begin_burst(false);
   }
   return followed;
 }
@@ -337,7 +337,7 @@ void Tiering::sample_each(std::uint64_t period) {
 // An estimate that is new has most to learn, and one whose hot pages are not hot any more
 // (shifted). Ranges that count by epochs (without HT_POLICY_ESTIMATED) do not know that an
 // epoch brings more than the one before.
-void Tiering::burst(bool shifted) {
+void Tiering::begin_burst(bool shifted) {
   if (!source_.samples()) return;
   (void)engine_->space_events([&](Roster&) -> Result<> {
     std::lock_guard held(rate_lock_);
@@ -354,6 +354,11 @@ double Tiering::cpu_share() const {
 std::uint64_t Tiering::period() const {
   std::lock_guard held(rate_lock_);
   return period_;
+}
+
+double Tiering::burst() const {
+  std::lock_guard held(rate_lock_);
+  return rate_.times();
 }
 
 // What the scope may have of the fast tier, by what all of them asked for last.
@@ -519,7 +524,7 @@ ScopeThread::Outcome Tiering::epoch(Scope& scope, PolicySeat& seat, std::uint64_
   if (outcome.ejected)
     tell({outcome.seated ? News::kEjected : News::kSeatEmpty, seat.cgroup(), outcome.ejected, {}});
   if (!report) return failed(report.error());
-  if (report->heat_shifted) burst(true);
+  if (report->heat_shifted) begin_burst(true);
   bool changed = false;
   {
     std::lock_guard held(standings_lock_);

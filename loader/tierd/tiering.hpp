@@ -104,6 +104,7 @@ class Tiering {
   double cpu_share_max() const { return cpu_share_max_; }  // 0: none is held
   double cpu_share() const;
   std::uint64_t period() const;  // misses per sample, now
+  double burst() const;          // how many times as many samples as without a burst
   const RateControl& rate_control() const { return rate_; }
   GranuleUse granules() const { return adapter_->granules(); }
   std::uint32_t sampling_cpus() const { return adapter_->sampling_cpus(); }
@@ -122,7 +123,7 @@ class Tiering {
   void make_room_for_balloon(const Scope& scope, __u64 used_pages, EpochInput& input);
   void tell_slow_miss_share();
   std::uint64_t sampling_ns() const;
-  void burst(bool shifted);
+  void begin_burst(bool shifted);
   void sample_each(std::uint64_t period);
 
   // Declared in the order of construction: destroyed the other way round, the
