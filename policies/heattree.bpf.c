@@ -25,7 +25,7 @@
 /* How hot a page must be to displace another, percent of the other's rate, while moves last. */
 SETTING(__u32, margin_percent, 130);
 /* For so many percent of the moves that are taken back it must be 100 more. */
-SETTING(__u32, vain_percent, 5);
+SETTING(__u32, vain_percent, 6);
 /* What an epoch leaves of the trial's memory, 1/10000: half-life of 16 epochs. */
 SETTING(__u32, trial_keep, 9576);
 /* The same of its memory of the last swaps: half-life of 4 epochs. */

@@ -22,7 +22,7 @@ struct heattree_settings {
 };
 
 #define HEATTREE_DEFAULTS { \
-	.margin_percent = 130, .vain_percent = 5, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
+	.margin_percent = 130, .vain_percent = 6, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
 	.slow_extra_ns = 170, .swap_misses = 0, .split_swaps = 64 }
 
 /* What swaps on trial brought, decayed, in 1/256 samples. */

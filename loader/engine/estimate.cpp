@@ -31,6 +31,8 @@ constexpr double kRepeatsKeep = 0.95;  // by epoch
 constexpr float kTouchesMax = 4;
 // In which all pages tell alike of dispersion.
 constexpr unsigned kFirstPasses = 24;
+// In which dispersion is learned faster: each knows much that those before it did not.
+constexpr unsigned kFastPasses = 8;
 // An interval should find as many pages touched as the top set has, at most this share
 // of all. It is the pages about the cut that a bit must tell apart, which it does best if
 // they are touched once or twice; those far above may be touched in each interval.
@@ -894,7 +896,7 @@ void Estimate::learn(int scale, const Dispersion (&d)[kLevels]) {
     }
     k = std::clamp(k, settings_.k_min, settings_.k_max);
     double& now = k_[scale][level];
-    now = learned_[scale] ? std::exp(std::log(now) + settings_.dispersion_new * (std::log(k) - std::log(now))) : k;
+    now = learned_[scale] ? std::exp(std::log(now) + (pass_ <= kFastPasses ? settings_.dispersion_at_first : settings_.dispersion_new) * (std::log(k) - std::log(now))) : k;
   }
 }
 

@@ -53,6 +53,7 @@ struct EstimateSettings {
   double choice_lead = 0.25;
   // Smoothing of ln k, per pass: share of the new value.
   double dispersion_new = 0.3;
+  double dispersion_at_first = 0.5;  // the same in the first passes
   double k_min = 0.02;
   double k_max = 1e4;
   // Above so many samples per page of the top set and epoch, a sample adds a
