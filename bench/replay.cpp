@@ -928,7 +928,9 @@ int main(int argc, char** argv) {
   app.add_option("--source", source)->check(CLI::IsMember({"samples", "abit", "both"}))->capture_default_str();
   app.add_option("--visits", visits, "abit and both: page-table entries read an epoch, % of the pages")->capture_default_str();
   app.add_option("--s", options.density, "samples per page of the fast tier and epoch")->capture_default_str();
-  app.add_option("--burst", options.burst, "so many times as many samples in the first 8 s, as tierd takes by default (4)")->check(CLI::Range(1U, 16U))->capture_default_str();
+  auto* burst = app.add_option("--burst", options.burst, "so many times as many samples in the first 8 s, as tierd takes by default (4); of a recorded run drawn anew from what was missed")
+                    ->check(CLI::Range(1U, 16U))
+                    ->capture_default_str();
   app.add_option("--epochs", options.epochs)->capture_default_str();
   app.add_option("--misses", options.misses, "an epoch")->capture_default_str();
   app.add_option("--fast", options.fast_share, "fast tier's share of the footprint")->capture_default_str();
@@ -941,7 +943,7 @@ int main(int argc, char** argv) {
     app.add_option(std::string("--") + setting, *value, "of heattree")->capture_default_str();
   app.add_option("--max-ranges", options.engine.max_estimated_ranges, "of heattree")->capture_default_str();
   app.add_flag("--verbose", options.verbose, "each tenth epoch; of a recorded run each");
-  app.add_option("--record", options.record, "write the run there as a trace: one workload, one policy");
+  app.add_option("--record", options.record, "write the run there as a trace: one workload, one policy")->excludes(burst);
   std::string recorded, out;
   double within = 1;
   auto* trace = app.add_option("--trace", recorded, "replay a run that `./run bench --record` has recorded, beside what it was live");

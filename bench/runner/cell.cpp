@@ -413,7 +413,7 @@ struct Phase {
 };
 
 json run(Options options, const Case& one) {
-  SystemOptions settings{options.system, options.build, options.out + ".tierd.log", kCgroup, options.period, options.settings};
+  SystemOptions settings{options.system, options.build, options.out + ".tierd.log", kCgroup, options.period, options.settings, options.record.empty()};
   std::unique_ptr<System> system = make_system(settings);
   if (one.thp)
     e2e::write_file("/sys/kernel/mm/transparent_hugepage/enabled", "always");

@@ -229,7 +229,7 @@ class HyperTier final : public System {
   }
 
   json configuration() override {
-    return {{"policy", policy_}, {"source", source_.empty() ? "chosen by tierd" : source_}, {"period", options_.period}, {"settings", options_.settings}};
+    return {{"policy", policy_}, {"source", source_.empty() ? "chosen by tierd" : source_}, {"period", options_.period}, {"bursts", options_.bursts}, {"settings", options_.settings}};
   }
 
   void stop() override {
@@ -246,6 +246,7 @@ class HyperTier final : public System {
   void start_tierd() {
     std::vector<std::string> command = {"tierd", "--fresh", "--period", std::to_string(options_.period)};
     if (!source_.empty()) command.insert(command.end(), {"--source", source_});
+    if (!options_.bursts) command.insert(command.end(), {"--burst", "1"});
     pid_ = fork();
     if (pid_ == 0) {
       set_mempolicy(MPOL_DEFAULT, nullptr, 0);  // not what the measuring keeps to

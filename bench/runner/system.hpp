@@ -19,6 +19,7 @@ struct SystemOptions {
   std::string cgroup = "/";
   uint64_t period = 0;
   std::vector<std::string> settings;  // key=value of the policy
+  bool bursts = true;  // false: one period all the time, as a record has it
 };
 
 class System {
