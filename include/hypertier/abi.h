@@ -202,7 +202,8 @@ struct tier_range {
 	__u32 action;		/* enum tier_action */
 	/* estimates of the engine */
 	__u32 rate;		/* flag ESTIMATED: what may be expected, from what pages with the same
-				 * estimate had lately: 1/64 samples per epoch and GiB; else 0 */
+				 * estimate had lately: 1/64 samples (at the scope's period) per epoch
+				 * and GiB; else 0 */
 	__u32 uneven;		/* relative variance of heat inside, beyond chance, in 1/256: a lower bound.
 				 * 0: even, or too few samples to tell. Units: granules; pages if
 				 * the range is no larger than one. */
@@ -220,7 +221,8 @@ struct tier_scope {
 	__u32 ranges;
 	__u32 processes;
 	__u32 cpus;		/* online */
-	__u32 period;		/* misses per sample; 0: the source counts none (abit) */
+	__u32 period;		/* misses per sample in this epoch: a CPU budget and bursts change it;
+				 * 0: the source counts none (abit) */
 	/* pairs on trial that count in this epoch: 4 KiB pages, by the tier they were in,
 	 * and the samples they had in this one */
 	__u64 trial_pages[HT_TIERS];
