@@ -471,9 +471,11 @@ json run(Options options, const Case& one) {
   workload.hand().send(next_window);
   for (bool going = true; going;) {
     json done = workload.hand().expect("done");
+    // It has no pages any more to be looked at.
+    if (done.value("finished", false)) break;
     const double spent = now_s() - from;
     elapsed = now_s() - start_s;
-    going = elapsed < options.seconds && !done.value("finished", false);
+    going = elapsed < options.seconds;
     const bool shift = going && elapsed >= next_shift;
     if (shift) workload.hand().ask("shift", "shifted");
     from = now_s();
