@@ -19,6 +19,11 @@ constexpr std::string_view kNumaBalancing = "sys/kernel/numa_balancing";
 // compacted. kcompactd then unmaps page by page, with a flush each.
 constexpr std::string_view kCompactionProactiveness = "sys/vm/compaction_proactiveness";
 
+// What the kernel does where kinds of memory come to share blocks of a node, as on a full
+// one they must: raise its watermarks for a while, which wakes kswapd to reclaim up to
+// there, and kcompactd after it.
+constexpr std::string_view kWatermarkBoost = "sys/vm/watermark_boost_factor";
+
 // A sysctl takes one write() of the whole value.
 Result<> write_value(int fd, const std::string& value, const std::filesystem::path& file) {
   if (pwrite(fd, value.data(), value.size(), 0) != static_cast<ssize_t>(value.size()))
@@ -77,7 +82,7 @@ Result<> KernelSettings::turn_off(const std::filesystem::path& path) {
 Result<> KernelSettings::seat() {
   if (seated_) return {};
   seated_ = true;
-  for (const auto setting : {kNumaBalancing, kCompactionProactiveness})
+  for (const auto setting : {kNumaBalancing, kCompactionProactiveness, kWatermarkBoost})
     if (auto off = turn_off(roots_.proc / setting); !off) {
       (void)restore();
       return off;

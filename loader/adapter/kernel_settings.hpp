@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // While a policy is seated, what makes the kernel itself move pages is off:
 // its own tiering would move them against the policy, and its compaction ahead
-// of demand would move those of a fast node that the policy has filled, again
-// and again, to no end. What was found is restored by restore(), and by the
+// of demand and its boosts of watermarks would move and reclaim those of a fast
+// node that the policy has filled, again and again, to no end. What was found is restored by restore(), and by the
 // module if tierd dies first.
 #pragma once
 
@@ -25,8 +25,8 @@ class KernelSettings {
   KernelSettings(const KernelSettings&) = delete;
   KernelSettings& operator=(const KernelSettings&) = delete;
 
-  // kernel.numa_balancing and vm.compaction_proactiveness := 0, where the
-  // kernel has them. If one cannot be written, none is changed. Does nothing
+  // kernel.numa_balancing, vm.compaction_proactiveness and
+  // vm.watermark_boost_factor := 0, where the kernel has them. If one cannot be written, none is changed. Does nothing
   // when seated already. demotion_enabled only takes effect under memory
   // pressure and is left as it is.
   [[nodiscard]] Result<> seat();

@@ -170,6 +170,7 @@ int command_doctor(const Context& context) {
   findings.push_back(check_perf());
   findings.push_back(check_kernel_setting("kernel", "numa_balancing", seated));
   findings.push_back(check_kernel_setting("vm", "compaction_proactiveness", seated));
+  findings.push_back(check_kernel_setting("vm", "watermark_boost_factor", seated));
   findings.push_back(check_demotion());
   findings.push_back(check_other_movers());
 

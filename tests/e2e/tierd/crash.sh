@@ -18,6 +18,7 @@ links_before=$(bpftool link list | grep -c '^[0-9]')
 programs_before=$(bpftool prog list | grep -c '^[0-9]')
 
 compaction=$(cat $COMPACTION)
+boost=$(cat $BOOST)
 
 insmod "$MODULE"
 seated=0
@@ -38,6 +39,7 @@ for ((i = 0; i < kills; i++)); do
 		sleep "0.$((RANDOM % 10))"
 		check_equal "kill $i: numa_balancing is off" 0 "$(cat $NUMA)"
 		check_equal "kill $i: compaction ahead of demand is off" 0 "$(cat $COMPACTION)"
+		check_equal "kill $i: watermarks are not boosted" 0 "$(cat $BOOST)"
 		;;
 	1) # while policies are swapped
 		(while tierctl load static && tierctl load hyperplace; do :; done) >/dev/null 2>&1 &
@@ -55,6 +57,7 @@ for ((i = 0; i < kills; i++)); do
 	[ $((i % 3)) = 0 ] || wait $swapper
 	check "kill $i: numa_balancing is $balancing again" wait_until 20 numa_is $balancing
 	check "kill $i: compaction ahead of demand is on again" wait_until 20 grep -qx "$compaction" $COMPACTION
+	check "kill $i: watermarks are boosted again" wait_until 20 grep -qx "$boost" $BOOST
 	check "kill $i: programs and links are gone" wait_until 20 only_pins
 	check "kill $i: the workload runs on" busy_goes_on
 	if [ $((i % 2)) = 0 ]; then

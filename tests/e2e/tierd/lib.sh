@@ -10,6 +10,7 @@ PINS=/sys/fs/bpf/hypertier
 DEFAULT=heattree # the policy that takes an ejected one's seat
 NUMA=/proc/sys/kernel/numa_balancing
 COMPACTION=/proc/sys/vm/compaction_proactiveness
+BOOST=/proc/sys/vm/watermark_boost_factor
 checks=0 failures=0 tierd_pid=
 work=$(mktemp -d /tmp/tierd-test.XXXXXX)
 
