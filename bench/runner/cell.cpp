@@ -534,9 +534,10 @@ json run(Options options, const Case& one) {
   end_phase(elapsed);
   json counters = system->counters();
   const double ended_s = now_s() - start_s;
-  json calls, carried_out;
+  json calls, batches, carried_out;
   for (auto& [name, count] : flushes.all()) {
     calls[name] = count.calls;
+    batches[name] = count.batches;
     carried_out[name] = count.flushes;
   }
   json result = {{"vmstat", difference(vmstat_start, tiering_vmstat())}, {"cpu_ns", difference(cpu_start, cpu_ns(), 1000000)}};
@@ -563,6 +564,7 @@ json run(Options options, const Case& one) {
                  {"misses_total", misses_total},
                  {"counters", counters},
                  {"flush_calls", calls},
+                 {"flush_batches", batches},
                  {"flushes", carried_out},
                  {"moves", tracker.facts()},
                  {"phases", phases},

@@ -292,7 +292,8 @@ std::vector<int> nodes_of(pid_t pid, const std::vector<uint64_t>& addresses) {
 
 namespace {
 const std::string kTracing = "/sys/kernel/tracing/";
-constexpr std::array<const char*, 2> kFlushFunctions = {"flush_tlb_mm_range", "arch_tlbbatch_flush"};
+constexpr const char *kFlushRange = "flush_tlb_mm_range", *kFlushBatch = "arch_tlbbatch_flush";
+constexpr std::array<const char*, 2> kFlushFunctions = {kFlushRange, kFlushBatch};
 std::string flush_event(const char* function) { return kTracing + "events/ht_flush/" + function + "/"; }
 
 constexpr const char* kFlushTrace = "/sys/kernel/tracing/events/tlb/tlb_flush/";
@@ -336,8 +337,10 @@ FlushCounter::~FlushCounter() {
 }
 
 FlushCounter::Count FlushCounter::by(const std::string& comm) {
-  Count count{hits_of(std::string(kFlushTrace) + "hist", comm), 0};
-  for (const char* function : kFlushFunctions) count.calls += hits_of(flush_event(function) + "hist", comm);
+  Count count;
+  count.flushes = hits_of(std::string(kFlushTrace) + "hist", comm);
+  count.batches = hits_of(flush_event(kFlushBatch) + "hist", comm);
+  count.calls = count.batches + hits_of(flush_event(kFlushRange) + "hist", comm);
   return count;
 }
 
@@ -352,6 +355,7 @@ std::map<std::string, FlushCounter::Count> FlushCounter::all() {
     }
   };
   for (const char* function : kFlushFunctions) add(flush_event(function) + "hist", &Count::calls);
+  add(flush_event(kFlushBatch) + "hist", &Count::batches);
   add(std::string(kFlushTrace) + "hist", &Count::flushes);
   return all;
 }

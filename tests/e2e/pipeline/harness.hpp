@@ -155,13 +155,15 @@ std::vector<int> nodes_of(pid_t pid, const std::vector<uint64_t>& addresses);
 // what exec and munmap of everybody else do. `flushes` were carried out, here or
 // by an interrupt to other CPUs (tracepoint tlb_flush); `calls` also holds those
 // that found nothing to flush, since the process is not running on any CPU
-// (kprobes on flush_tlb_mm_range and arch_tlbbatch_flush).
+// (kprobes on flush_tlb_mm_range and arch_tlbbatch_flush). `batches`: those of
+// arch_tlbbatch_flush, one for many pages; the others are of one address space,
+// mostly for one page.
 class FlushCounter {
  public:
   FlushCounter();
   ~FlushCounter();
   struct Count {
-    uint64_t flushes = 0, calls = 0;
+    uint64_t flushes = 0, calls = 0, batches = 0;
   };
   Count by(const std::string& comm);
   std::map<std::string, Count> all();  // of everybody, by name
