@@ -3,9 +3,13 @@
  * Accessed bits as a source of heat: they are cleared, and an interval later
  * tested, a whole granule under one page-table lock.
  *
- * No TLB is flushed. A translation that a CPU has cached keeps its page looking
- * untouched until it is evicted; what is seen is touches that missed the TLB,
- * and that is good enough to tell hot from cold.
+ * A translation that a CPU has cached keeps its page looking untouched until it
+ * is evicted, and the hottest ones never are: huge pages on hardware, everything
+ * under QEMU's large TLB, once nothing is moved any more and so nothing flushed.
+ * So the first step ends with one flush of the process, if it cleared any bit: of
+ * a process that is idle none, of a busy one four a second. It comes after all of
+ * the process's granules, late by the time that clearing them took, which is
+ * small beside the interval.
  *
  * Reclaim lives on the same bits. Marking the folio young instead, as page_idle
  * does, would touch every struct page, and the aging of the multi-gen LRU does
@@ -27,6 +31,8 @@
 #include <linux/mmap_lock.h>
 #include <linux/sched/mm.h>
 
+#include <asm/tlbflush.h>
+
 #include "module.h"
 
 #define STEP 64	/* granules read under one hold of the mmap lock */
@@ -44,6 +50,14 @@ struct reader {
 	struct pages set;
 	bool huge;
 	u64 visits;
+	u64 cleared;
+};
+
+/* One process in one step, under its mmap lock. */
+struct visit {
+	struct mm_struct *mm;
+	u64 visits;
+	u64 cleared;
 };
 
 static void mark(struct pages *pages, u32 page)
@@ -59,8 +73,12 @@ static bool marked(const struct pages *pages, u32 page)
 /* An entry's bit, read or taken. The word is an entry of any level: the bit is the same. */
 static bool read_bit(struct reader *reader, unsigned long *entry, u32 page)
 {
-	if (!reader->test)
-		return test_and_clear_bit(_PAGE_BIT_ACCESSED, entry);
+	if (!reader->test) {
+		bool young = test_and_clear_bit(_PAGE_BIT_ACCESSED, entry);
+
+		reader->cleared += young;
+		return young;
+	}
 	if (test_bit(_PAGE_BIT_ACCESSED, entry))
 		return true;
 	if (marked(&reader->took, page))
@@ -136,7 +154,7 @@ static void read_granule(struct reader *reader, struct mm_struct *mm, unsigned l
 	}
 }
 
-static void serve(struct ht_check *check, u32 phase, struct mm_struct *mm, u64 *visits)
+static void serve(struct ht_check *check, u32 phase, struct visit *visit)
 {
 	struct reader reader = { .test = phase == HT_CHECK_TEST };
 	struct ht_bits *bits = &check->bits;
@@ -150,8 +168,9 @@ static void serve(struct ht_check *check, u32 phase, struct mm_struct *mm, u64 *
 	}
 	if (reader.test)
 		memcpy(&reader.took, bits->set, sizeof(reader.took));
-	read_granule(&reader, mm, granule << HT_GRANULE_SHIFT);
-	*visits += reader.visits;
+	read_granule(&reader, visit->mm, granule << HT_GRANULE_SHIFT);
+	visit->visits += reader.visits;
+	visit->cleared += reader.cleared;
 	check->error = 0;
 	if (!reader.test) {
 		check->cleared_ns = now;
@@ -166,14 +185,27 @@ static void serve(struct ht_check *check, u32 phase, struct mm_struct *mm, u64 *
 	memcpy(bits->set, &reader.set, sizeof(bits->set));
 }
 
+/* Lets go of the process. The flush needs no lock: it only makes bits tell more. */
+static void leave(struct visit *visit, struct ht_bits_run *checks)
+{
+	mmap_read_unlock(visit->mm);
+	if (visit->cleared && static_call_query(ht_flush_tlb_mm_range)) {
+		ht_call(flush_tlb_mm_range)(visit->mm, 0, TLB_FLUSH_ALL, PAGE_SHIFT, false);
+		checks->flush_calls++;
+	}
+	checks->visits += visit->visits;
+	mmput(visit->mm);
+	*visit = (struct visit){};
+}
+
 __bpf_kfunc_start_defs();
 
 /* Entries of one space should be neighbours: they share one hold of its locks. */
 __bpf_kfunc int hypertier_bits(void *run, u32 run__sz)
 {
 	struct ht_bits_run *checks = run;
-	u64 start_ns = ktime_get_ns(), space = 0, visits = 0;
-	struct mm_struct *mm = NULL;
+	u64 start_ns = ktime_get_ns(), space = 0;
+	struct visit visit = {};
 	u32 i, nr, phase, held = 0;
 
 	if (run__sz < sizeof(*checks))
@@ -182,38 +214,35 @@ __bpf_kfunc int hypertier_bits(void *run, u32 run__sz)
 	phase = READ_ONCE(checks->phase);
 	if (nr > HT_CHECKS_MAX || phase > HT_CHECK_TEST)
 		return -EINVAL;
+	checks->visits = 0;
+	checks->flush_calls = 0;
 	for (i = 0; i < nr; i++) {
 		struct ht_check *check = &checks->check[i];
 		u64 wanted = READ_ONCE(check->bits.space);
 
-		if (mm && (held++ == STEP || wanted != space)) {
-			mmap_read_unlock(mm);
+		if (visit.mm && wanted != space) {
+			leave(&visit, checks);
 			cond_resched();
-			if (wanted != space) {
-				mmput(mm);
-				mm = NULL;
-			} else {
-				mmap_read_lock(mm);
-				held = 1;
-			}
+		} else if (visit.mm && held++ == STEP) {
+			mmap_read_unlock(visit.mm);
+			cond_resched();
+			mmap_read_lock(visit.mm);
+			held = 1;
 		}
-		if (!mm) {
+		if (!visit.mm) {
 			space = wanted;
-			mm = space ? ht_get_mm(READ_ONCE(check->pid), &space) : NULL;
-			if (!mm) {
+			visit.mm = space ? ht_get_mm(READ_ONCE(check->pid), &space) : NULL;
+			if (!visit.mm) {
 				check->error = -ESRCH;
 				continue;
 			}
-			mmap_read_lock(mm);
+			mmap_read_lock(visit.mm);
 			held = 1;
 		}
-		serve(check, phase, mm, &visits);
+		serve(check, phase, &visit);
 	}
-	if (mm) {
-		mmap_read_unlock(mm);
-		mmput(mm);
-	}
-	checks->visits = visits;
+	if (visit.mm)
+		leave(&visit, checks);
 	checks->ns = ktime_get_ns() - start_ns;
 	return 0;
 }

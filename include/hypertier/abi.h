@@ -485,6 +485,7 @@ struct ht_bits_run {
 	__u32 nr;		/* in */
 	__u32 phase;		/* in: enum ht_check_phase */
 	__u64 visits;		/* out: page-table entries read in this step */
+	__u64 flush_calls;	/* out: TLB flushes, one for each process of which a bit was cleared */
 	__u64 ns;		/* out: of this step */
 	struct ht_check check[HT_CHECKS_MAX];
 };

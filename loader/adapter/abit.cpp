@@ -83,6 +83,7 @@ void Abit::loop(std::stop_token stop) {
     }
     auto done = step(HT_CHECK_CLEAR);
     std::uint64_t visits = run.visits, read_ns = run.ns;
+    const std::uint64_t flush_calls = run.flush_calls;
     lock.lock();
     wake_.wait_until(lock, stop, after(start, cycle.interval_ns), [] { return false; });
     lock.unlock();
@@ -111,6 +112,7 @@ void Abit::loop(std::stop_token stop) {
     ++stats_.cycles_total;
     stats_.granules_total += run.nr;
     stats_.visits_total += visits;
+    stats_.flush_calls_total += flush_calls;
     stats_.pages_total += pages;
     stats_.pages_set_total += pages_set;
     stats_.cpu_ns_total += cpu_ns;

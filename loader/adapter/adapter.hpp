@@ -56,6 +56,7 @@ struct BitsStats {
   std::uint64_t cycles_total = 0;
   std::uint64_t granules_total = 0;
   std::uint64_t visits_total = 0;  // page-table entries, clearing and testing
+  std::uint64_t flush_calls_total = 0;  // of a process's TLB entries, after clearing
   std::uint64_t pages_total = 0;   // mapped both times
   std::uint64_t pages_set_total = 0;
   std::uint64_t cpu_ns_total = 0;   // of the whole thread

@@ -611,6 +611,7 @@ Json Daemon::status(const std::string& cgroup) const {
       sampling["passes_total"] = bits.passes_total;
       sampling["granules_total"] = bits.granules_total;
       sampling["visits_total"] = bits.visits_total;
+      sampling["flush_calls_total"] = bits.flush_calls_total;
       sampling["pages_total"] = bits.pages_total;
       sampling["pages_set_total"] = bits.pages_set_total;
       sampling["cpu_ns_total"] = bits.cpu_ns_total;

@@ -105,9 +105,12 @@ void abit_test(const Hotset& set, const std::string& policy, uint64_t seed) {
   else
     std::printf("      true hit ratio %.3f, %.3f of the best possible (%.3f) after %llu epochs\n", ratio, ratio / best, best, ull(epoch));
   checks.that(share <= share_max, "reading bits takes %.3f %% of all CPUs' time, of %.3f %%", 100 * share, 100 * share_max);
-  // The thread that reads has its own name: its flushes are not the mover's.
+  // The thread that reads has its own name: its flushes are not the mover's. One for each process of a cycle,
+  // and all but one have little memory.
   const auto own = flushes.by("tierd-abit");
-  checks.that(own.calls == 0 && own.flushes == 0, "it asked for %llu TLB flushes, %llu were done", ull(own.calls), ull(own.flushes));
+  const uint64_t cycles = sampling.at("cycles_total"), granules = sampling.at("granules_total");
+  checks.that(own.calls > 0 && own.calls * 4 <= granules, "it asked for %llu TLB flushes in %llu cycles of %llu granules in all, %llu were done", ull(own.calls),
+              ull(cycles), ull(granules), ull(own.flushes));
   const auto done = counters();
   std::printf("      pages moved: %llu up, %llu down; the mover's flushes %llu\n", ull(done.promoted), ull(done.demoted), ull(flushes.by("tierd").calls));
   tierctl({"unload"});
