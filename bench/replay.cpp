@@ -936,7 +936,7 @@ int main(int argc, char** argv) {
   app.add_option("--fast", options.fast_share, "fast tier's share of the footprint")->capture_default_str();
   app.add_option("--seed", options.seed)->capture_default_str();
   heattree_settings& tree = options.heattree;
-  for (auto [setting, value] : {std::pair("margin_percent", &tree.margin_percent), std::pair("vain_percent", &tree.vain_percent), std::pair("trial_keep", &tree.trial_keep),
+  for (auto [setting, value] : {std::pair("margin_percent", &tree.margin_percent), std::pair("back_percent", &tree.back_percent), std::pair("vain_percent", &tree.vain_percent), std::pair("trial_keep", &tree.trial_keep),
                                 std::pair("recent_keep", &tree.recent_keep), std::pair("open_epochs", &tree.open_epochs),
                                 std::pair("pay_epochs", &tree.pay_epochs), std::pair("slow_extra_ns", &tree.slow_extra_ns),
                                 std::pair("swap_misses", &tree.swap_misses)})

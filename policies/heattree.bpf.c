@@ -8,7 +8,8 @@
  *
  * - Margin. A page displaces another only if its rate is margin_percent of the
  *   other's or more, and the more of the last moves were taken back, the more it
- *   must be: near the cut, pages do not change places for ever.
+ *   must be: near the cut, pages do not change places for ever. A page that was
+ *   moved lately goes back only for one that is far hotter.
  * - Trial. The pairs that pass the margin are watched for some epochs, as they
  *   stood, whether they were moved or not: samples of the hot side less samples
  *   of the cold side is what the swaps gain. Moves go on while that is, with
@@ -24,6 +25,8 @@
 
 /* How hot a page must be to displace another, percent of the other's rate, while moves last. */
 SETTING(__u32, margin_percent, 130);
+/* The same if one of the two pages came from there in the last ten epochs. */
+SETTING(__u32, back_percent, 400);
 /* For so many percent of the moves that are taken back it must be 100 more. */
 SETTING(__u32, vain_percent, 6);
 /* What an epoch leaves of the trial's memory, 1/10000: half-life of 16 epochs. */
@@ -48,6 +51,7 @@ static inline struct heattree_settings settings(void)
 {
 	struct heattree_settings s = {
 		.margin_percent = margin_percent,
+		.back_percent = back_percent,
 		.vain_percent = vain_percent,
 		.trial_keep = trial_keep,
 		.recent_keep = recent_keep,

@@ -11,6 +11,7 @@
 
 struct heattree_settings {
 	__u32 margin_percent;
+	__u32 back_percent;
 	__u32 vain_percent;
 	__u32 trial_keep;
 	__u32 recent_keep;
@@ -22,7 +23,7 @@ struct heattree_settings {
 };
 
 #define HEATTREE_DEFAULTS { \
-	.margin_percent = 130, .vain_percent = 6, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
+	.margin_percent = 130, .back_percent = 400, .vain_percent = 6, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
 	.slow_extra_ns = 170, .swap_misses = 0, .split_swaps = 64 }
 
 /* What swaps on trial brought, decayed, in 1/256 samples. */
@@ -176,7 +177,11 @@ static inline int heattree_split(const struct tier_range *hot, const struct tier
 static inline int heattree_admit(struct tier_range *hot, const struct tier_range *cold, const struct tier_scope *scope,
 				 const struct heattree_trial *t, const struct heattree_settings *s)
 {
-	if ((__u64)hot->rate * 100 <= (__u64)cold->rate * t->margin_percent)
+	__u32 margin = t->margin_percent;
+
+	if (hot->flags & TIER_RANGE_BACK && margin < s->back_percent)
+		margin = s->back_percent;
+	if ((__u64)hot->rate * 100 <= (__u64)cold->rate * margin)
 		return 0;
 	if (hot->flags & TIER_RANGE_SPLIT)
 		return heattree_split(hot, cold, scope, s);

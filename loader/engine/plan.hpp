@@ -22,13 +22,15 @@ inline constexpr __u32 kNoRange = HT_UNKNOWN32;
 // hot goes to fast memory, cold to slow memory; an address of 0 means that
 // side is empty. Both ranges are named even then: the pair of ranges is what a
 // policy admits. cold_range is kNoRange where hot takes free room. coming: cold
-// makes room for memory that will be allocated, hot_range is the like of it.
+// makes room for memory that will be allocated, hot_range is the like of it. back:
+// either page came from where it would go, lately.
 struct PlanEntry {
   ht_page_t hot = 0;
   ht_page_t cold = 0;
   __u32 hot_range = kNoRange;
   __u32 cold_range = kNoRange;
   bool coming = false;
+  bool back = false;
 
   __u64 hot_pages() const { return hot ? __u64{1} << HT_PAGE_ORDER(hot) : 0; }
   __u64 cold_pages() const { return cold ? __u64{1} << HT_PAGE_ORDER(cold) : 0; }

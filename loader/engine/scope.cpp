@@ -486,6 +486,8 @@ Result<> Scope::promote(const EpochInput& input, EpochReport& report) {
   plan.insert(plan.end(), moves.begin(), moves.end());
   report.decision = Decision::kNothingColder;
   if (plan.empty()) return {};
+  for (PlanEntry& entry : plan)
+    entry.back = reverses(entry.hot_range, entry.hot, HT_TIER_FAST) || reverses(entry.cold_range, entry.cold, HT_TIER_SLOW);
   auto admitted = admit(input, plan, report);
   if (!admitted) return std::unexpected(admitted.error());
   report.decision = !*admitted ? Decision::kPolicyFailed : plan.empty() ? Decision::kAllRefused : Decision::kMoved;
@@ -572,6 +574,11 @@ Result<> Scope::take_apart(const EpochInput& input, EpochReport& report) {
   return {};
 }
 
+// Would this move take one back?
+bool Scope::reverses(__u32 range, ht_page_t page, ht_tier to) const {
+  return page && moves_.reverses(ranges_[range].space, HT_PAGE_ADDR(page), to, epoch_, settings_.reversal_epochs);
+}
+
 // Does it ask for more and more moves, only to take them back? Then it is
 // expelled, before anything is moved.
 bool Scope::restless(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report) {
@@ -579,14 +586,9 @@ bool Scope::restless(const EpochInput& input, std::span<const PlanEntry> plan, E
   // What it asks for, with that which is being withheld from it.
   __u64 wanted = cooling_pages_;
   __u64 reversing = cooling_pages_;
-  const auto reverses = [&](__u32 range, ht_page_t page, ht_tier to) {
-    return page && moves_.reverses(ranges_[range].space, HT_PAGE_ADDR(page), to, epoch_, settings_.reversal_epochs);
-  };
   for (const PlanEntry& entry : plan) {
     wanted += entry.hot_pages();
-    if (reverses(entry.hot_range, entry.hot, HT_TIER_FAST) ||
-        (entry.cold && reverses(entry.cold_range, entry.cold, HT_TIER_SLOW)))
-      reversing += entry.hot_pages();
+    if (entry.back) reversing += entry.hot_pages();
   }
   auto verdict = conduct_.asked(wanted, reversing, budget_pages_);
   if (!verdict) return false;
@@ -1071,7 +1073,10 @@ tier_result& Scope::result(__u32 range) {
 Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan, EpochReport& report) {
   std::vector<tier_pair> pairs;
   std::unordered_map<__u64, std::size_t> groups;
-  auto key = [](const PlanEntry& entry) { return __u64{entry.coming} << 63 | __u64{entry.hot_range} << 32 | entry.cold_range; };
+  static_assert(HT_RANGES_MAX < 1U << 30);
+  auto key = [](const PlanEntry& entry) {
+    return __u64{entry.coming} << 63 | __u64{entry.back} << 62 | __u64{entry.hot_range} << 32 | entry.cold_range;
+  };
   std::vector<std::size_t> group_of;
   group_of.reserve(plan.size());
   const std::size_t groups_max = partition_->knows_pages() ? plan.size() : kGroupsMax;
@@ -1086,6 +1091,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
       pair.hot = ranges_[entry.hot_range];
       pair.hot.action = TIER_KEEP;
       if (entry.coming) pair.hot.flags |= TIER_RANGE_COMING;
+      if (entry.back) pair.hot.flags |= TIER_RANGE_BACK;
       if (entry.cold_range != kNoRange) pair.cold = ranges_[entry.cold_range];
     }
     pairs[group->second].pages += static_cast<__u32>(std::max(entry.hot_pages(), entry.cold_pages()));
@@ -1119,8 +1125,11 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
   if (tried) trial_epoch_ = epoch_;
 
   std::unordered_map<__u32, bool> taken;  // by hot range: is any of it admitted?
-  for (std::size_t i = 0; i < plan.size(); ++i)
-    if (!plan[i].coming) taken[plan[i].hot_range] |= pairs[group_of[i]].admitted != 0;
+  for (std::size_t i = 0; i < plan.size(); ++i) {
+    if (plan[i].coming) continue;
+    if (pairs[group_of[i]].admitted) taken[plan[i].hot_range] = true;
+    else if (!plan[i].back) taken.try_emplace(plan[i].hot_range, false);  // what may not go back yet says nothing of the others
+  }
   for (auto [range, any] : taken) {
     Residency& residency = partition_->residency(range);
     residency.hold_epochs = any ? 0 : std::clamp(2 * residency.hold_epochs, 1u, kHoldMax);
@@ -1279,16 +1288,14 @@ Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, _
 }
 
 void Scope::remember(__u32 range, ht_page_t page, ht_tier to, EpochReport& report) {
-  const __u64 space = ranges_[range].space;
-  const __u64 address = HT_PAGE_ADDR(page);
   const __u32 pages = 1U << HT_PAGE_ORDER(page);
   moved_pages_ += pages;
-  if (moves_.reverses(space, address, to, epoch_, settings_.reversal_epochs)) {
+  if (reverses(range, page, to)) {
     reversed_pages_[range] += pages;
     report.reversed_pages += pages;
     moved_back_pages_ += pages;
   }
-  moves_.moved(space, address, to, epoch_);
+  moves_.moved(ranges_[range].space, HT_PAGE_ADDR(page), to, epoch_);
 }
 
 // Ranges whose pages go to and fro stay where they are for a while.

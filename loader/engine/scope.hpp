@@ -95,6 +95,7 @@ class Scope {
   Result<bool> call(ht_run& run, std::size_t entries, std::size_t per_call, Result<> (PolicyCaller::*ask)(ht_run&),
                     const std::function<void(std::size_t, std::size_t)>& put,
                     const std::function<void(std::size_t, std::size_t)>& get, EpochReport& report);
+  bool reverses(__u32 range, ht_page_t page, ht_tier to) const;
   bool restless(const EpochInput& input, std::span<const PlanEntry> plan, EpochReport& report);
   bool expelled(const EpochInput& input, const Verdict& verdict, ht_run& run);
   void count_trial();

@@ -88,13 +88,35 @@ TEST(EngineEpoch, DemotesWhatOthersNeed) {
 TEST(EngineEpoch, InvertedHeatInvertsPlacement) {
   Two rig;
   rig.policy.classify = inverted;
-  for (int e = 0; e < 6; ++e) rig.step(100, 1);
+  for (int e = 0; e < 12; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 0u);
   rig.policy.classify = by_samples;
-  for (int e = 0; e < 6; ++e) rig.step(100, 1);
+  for (int e = 0; e < 12; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 2048u);
   rig.policy.classify = inverted;
-  for (int e = 0; e < 6; ++e) rig.step(100, 1);
+  for (int e = 0; e < 12; ++e) rig.step(100, 1);
+  EXPECT_EQ(rig.fast(kA), 0u);
+  EXPECT_EQ(rig.fast(kB), 2048u);
+}
+
+// A pair says whether it would take a move of the last ten epochs back; a policy that
+// waits is asked again each epoch, for nothing else is wrong with the range.
+TEST(EngineEpoch, APairSaysThatItGoesBack) {
+  Two rig;
+  unsigned back = 0;
+  rig.policy.admit = [&](const tier_range& hot, const tier_range&) {
+    back += (hot.flags & TIER_RANGE_BACK) != 0;
+    return !(hot.flags & TIER_RANGE_BACK);
+  };
+  EXPECT_EQ(rig.step(100, 1).decision, Decision::kMoved);
+  for (int e = 1; e < 4; ++e) rig.step(100, 1);
+  EXPECT_EQ(rig.fast(kA), 2048u);
+  EXPECT_EQ(back, 0u);
+  rig.policy.classify = inverted;
+  int e = 4;
+  for (; e <= 10; ++e) EXPECT_EQ(rig.step(100, 1).decision, Decision::kAllRefused) << e;
+  EXPECT_GT(back, 4u);
+  for (; e <= 14; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 0u);
   EXPECT_EQ(rig.fast(kB), 2048u);
 }

@@ -680,6 +680,24 @@ TEST(Heattree, TheMarginKeepsEqualsApart) {
   EXPECT_EQ(hot.action, TIER_TRY);
 }
 
+TEST(Heattree, WhatMovedLatelyStaysUnlessTheOtherIsFarHotter) {
+  heattree_settings settings = HEATTREE_DEFAULTS;
+  heattree_trial trial{};
+  trial.open = 1;
+  trial.margin_percent = 150;
+  tier_scope scope{};
+  tier_range hot{};
+  tier_range cold{};
+  cold.rate = 1000;
+  hot.flags = TIER_RANGE_BACK;
+  hot.rate = 10 * settings.back_percent;
+  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  hot.rate += 1;
+  EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  trial.margin_percent = settings.back_percent + 30;  // the wider one holds
+  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+}
+
 // 50 misses in 40 epochs of 64 misses a sample: 0.0195 samples an epoch.
 TEST(Heattree, ASwapMustPromiseWhatItCosts) {
   heattree_settings settings = HEATTREE_DEFAULTS;
