@@ -36,7 +36,7 @@ struct PlanEntry {
   __u64 cold_pages() const { return cold ? __u64{1} << HT_PAGE_ORDER(cold) : 0; }
 };
 
-// hot: hottest first, cold: coldest first; heat: by range. fast_room and
+// hot: hottest first, cold: coldest first (what came lately last); heat: by range. fast_room and
 // slow_room: pages that may be filled. No entry swaps equals, no page is
 // demoted without a hotter one that takes its place. large_alone: room is
 // made for pages above order 0 that have no partner of their size. Entries are in the order

@@ -1034,11 +1034,13 @@ Result<> Scope::select_hot(EpochReport& report) {
 }
 
 // From the coldest up, as long as they are colder than the hottest that wants in,
-// until as many pages are found as are needed.
+// until as many pages are found as are needed. What came lately goes last: it may
+// have to stay, and the hot page would have no partner.
 Result<> Scope::select_cold(__u64 need, __u32 hottest, EpochReport& report) {
   const std::size_t batch_size = walk_batch();
   std::size_t rank = ranked_.size();
   __u64 found = 0;
+  std::vector<Listed> came;
   for (int round = 0; round < kWalkRounds && found < need; ++round) {
     std::vector<__u32> batch;
     for (__u64 bound = found; rank > 0 && bound < need && batch.size() < batch_size; --rank) {
@@ -1054,8 +1056,14 @@ Result<> Scope::select_cold(__u64 need, __u32 hottest, EpochReport& report) {
     if (batch.empty()) break;
     const std::size_t first = cold_.size();
     if (auto done = walk(batch, HT_TIER_FAST, need, cold_, report); !done) return done;
+    const auto lately = std::stable_partition(cold_.begin() + static_cast<std::ptrdiff_t>(first), cold_.end(), [&](const Listed& page) {
+      return !reverses(page.range, page.page, HT_TIER_SLOW);
+    });
+    came.insert(came.end(), lately, cold_.end());
+    cold_.erase(lately, cold_.end());
     for (std::size_t i = first; i < cold_.size(); ++i) found += cold_[i].pages();
   }
+  cold_.insert(cold_.end(), came.begin(), came.end());
   return {};
 }
 
