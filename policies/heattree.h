@@ -23,7 +23,7 @@ struct heattree_settings {
 };
 
 #define HEATTREE_DEFAULTS { \
-	.margin_percent = 130, .back_percent = 400, .vain_percent = 6, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
+	.margin_percent = 130, .back_percent = 200, .vain_percent = 6, .trial_keep = 9576, .recent_keep = 8409, .open_epochs = 6, .pay_epochs = 40, \
 	.slow_extra_ns = 170, .swap_misses = 0, .split_swaps = 64 }
 
 /* What swaps on trial brought, decayed, in 1/256 samples. */

@@ -79,9 +79,9 @@ struct EngineSettings {
   __u32 reversal_epochs = 10;
   __u32 cool_epochs = 4;
   __u32 cool_max_epochs = 32;
-  // Pages whose last move is remembered, a power of two; 24 bytes each, taken
-  // with the first move.
-  std::size_t remembered_moves = 1 << 16;
+  // Pages whose last move is remembered, a power of two; 8 bytes each, taken with the
+  // first move: as many as reversal_epochs may move, but no more than these.
+  std::size_t remembered_moves = 1 << 20;
   // What a policy is ejected for, besides its answers and its time.
   ConductSettings conduct;
   // Heat history for explain: epochs, and ranges of all of them together (48

@@ -30,23 +30,39 @@ __u64 RateLimit::pages() const { return bytes_per_s_ == 0 ? HT_UNKNOWN64 : bytes
 
 void RateLimit::spend(__u64 pages) { bytes_ -= std::min(bytes_, pages * HT_PAGE_SIZE); }
 
-// The upper bits of the product: they alone spread neighbours evenly (those in the middle
-// put 30,000 pages of a hot set into 7,500 places).
-std::size_t MoveHistory::index(__u64 space, __u64 address) const {
+// The upper bits of the product choose the bucket: they alone spread neighbours evenly
+// (those in the middle put 30,000 pages of a hot set into 7,500 places). The bits below
+// them name the page: one of 5e11 is taken for another of its bucket.
+MoveHistory::Place MoveHistory::place(__u64 space, __u64 address) const {
   const __u64 mixed = ((address >> HT_PAGE_SHIFT) ^ space << 40) * 0x9e3779b97f4a7c15ULL;
-  return static_cast<std::size_t>(mixed >> (64 - std::bit_width(entries_ - 1)));
+  const int bits = std::bit_width(table_.size() - 1);
+  return {static_cast<std::size_t>(mixed >> (64 - bits)), mixed << bits >> (64 - kNameBits)};
+}
+
+void MoveHistory::expect(__u64 moves) {
+  if (table_.empty()) table_.resize(std::clamp<std::size_t>(std::bit_ceil(moves / kBucket), kLeast / kBucket, most_ / kBucket));
 }
 
 bool MoveHistory::reverses(__u64 space, __u64 address, ht_tier to, __u64 epoch, __u32 window_epochs) const {
   if (table_.empty()) return false;
-  const Entry& entry = table_[index(space, address)];
-  return entry.space == space && HT_PAGE_ADDR(entry.page) == HT_PAGE_ADDR(address) &&
-         (entry.page & (HT_PAGE_SIZE - 1)) != static_cast<__u64>(to) && epoch - entry.epoch <= window_epochs;
+  const auto [bucket, name] = place(space, address);
+  for (const Entry& entry : table_[bucket])
+    if (entry.used && entry.name == name) return entry.to != to && entry.age(epoch) <= window_epochs;
+  return false;
 }
 
 void MoveHistory::moved(__u64 space, __u64 address, ht_tier to, __u64 epoch) {
-  if (table_.empty()) table_.resize(entries_);
-  table_[index(space, address)] = {space, HT_PAGE_ADDR(address) | static_cast<__u64>(to), epoch};
+  expect(0);
+  const auto [bucket, name] = place(space, address);
+  Entry* oldest = nullptr;
+  for (Entry& entry : table_[bucket]) {
+    if (!entry.used || entry.name == name) {
+      oldest = &entry;
+      break;
+    }
+    if (!oldest || entry.age(epoch) > oldest->age(epoch)) oldest = &entry;
+  }
+  *oldest = {name, static_cast<__u64>(to), 1, epoch};
 }
 
 bool Conduct::begin(__u64 generation) {

@@ -4,6 +4,7 @@
 // callbacks are quick and their answers valid. Pure.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -32,27 +33,40 @@ class RateLimit {
 
 // Which pages were moved lately, and where to: so that a move that takes another
 // one back is known as such. A table of fixed size in which a newer move takes
-// an older one's place: it may forget, but never grows.
+// the place of the oldest of its bucket: it may forget, but never grows.
 class MoveHistory {
  public:
-  // entries: a power of two.
-  explicit MoveHistory(std::size_t entries) : entries_(entries) {}
+  // Moves that are remembered at most, a power of two of at least kLeast; 8 bytes each.
+  explicit MoveHistory(std::size_t most) : most_(most) {}
 
+  // So many moves may be made while they matter. Counts before the first one.
+  void expect(__u64 moves);
   // Was the page moved out of `to` in the last window_epochs?
   bool reverses(__u64 space, __u64 address, ht_tier to, __u64 epoch, __u32 window_epochs) const;
   void moved(__u64 space, __u64 address, ht_tier to, __u64 epoch);
   void clear() { table_.clear(); }
 
- private:
-  struct Entry {
-    __u64 space = 0;
-    __u64 page = 0;  // address with the tier in its low bits
-    __u64 epoch = 0;
-  };
-  std::size_t index(__u64 space, __u64 address) const;
+  static constexpr std::size_t kLeast = 256;
 
-  std::size_t entries_;
-  std::vector<Entry> table_;  // empty until the first move
+ private:
+  static constexpr std::size_t kBucket = 8;  // a cache line
+  static constexpr int kNameBits = 39, kEpochBits = 23;
+  struct Entry {
+    __u64 name : kNameBits = 0;
+    __u64 to : 1 = 0;
+    __u64 used : 1 = 0;
+    __u64 epoch : kEpochBits = 0;
+
+    __u64 age(__u64 now) const { return (now - epoch) & ((1ULL << kEpochBits) - 1); }
+  };
+  struct Place {
+    std::size_t bucket;
+    __u64 name;
+  };
+  Place place(__u64 space, __u64 address) const;
+
+  std::size_t most_;
+  std::vector<std::array<Entry, kBucket>> table_;  // empty until the first move
 };
 
 struct ConductSettings {

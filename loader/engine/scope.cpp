@@ -1163,6 +1163,7 @@ Result<bool> Scope::admit(const EpochInput& input, std::vector<PlanEntry>& plan,
 // the entries that follow.
 Result<> Scope::move(const EpochInput& input, std::span<const PlanEntry> plan, __u64 budget_pages,
                      EpochReport& report) {
+  moves_.expect(2 * budget_pages_ * settings_.reversal_epochs);
   __u64 promoted = 0;
   __u64 demoted = 0;
   bool limited = false;
