@@ -25,7 +25,7 @@
 
 /* How hot a page must be to displace another, percent of the other's rate, while moves last. */
 SETTING(__u32, margin_percent, 130);
-/* The same if one of the two pages came from there in the last ten epochs. */
+/* The same if one of the two pages came from there in the last twelve epochs. */
 SETTING(__u32, back_percent, 200);
 /* For so many percent of the moves that are taken back it must be 100 more. */
 SETTING(__u32, vain_percent, 6);

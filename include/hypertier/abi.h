@@ -174,7 +174,7 @@ enum tier_range_flags {
 	TIER_RANGE_SCATTERED = 1 << 8,	/* not all of [start, end), but mapped_pages of it that are alike: others of
 					 * the same stretch are ranges of their own */
 	TIER_RANGE_BACK = 1 << 9,	/* hot side of a pair: a page of either side was moved here in one of the last
-					 * ten epochs, and would go back */
+					 * twelve epochs, and would go back */
 };
 
 /*

@@ -76,7 +76,7 @@ struct EngineSettings {
   // A move that takes one of the last so many epochs back is a reversal. A range
   // at least half of whose moves of an epoch are reversals is left where it is
   // for cool_epochs, twice as long each time it happens again soon.
-  __u32 reversal_epochs = 10;
+  __u32 reversal_epochs = 12;
   __u32 cool_epochs = 4;
   __u32 cool_max_epochs = 32;
   // Pages whose last move is remembered, a power of two; 8 bytes each, taken with the

@@ -88,18 +88,18 @@ TEST(EngineEpoch, DemotesWhatOthersNeed) {
 TEST(EngineEpoch, InvertedHeatInvertsPlacement) {
   Two rig;
   rig.policy.classify = inverted;
-  for (int e = 0; e < 12; ++e) rig.step(100, 1);
+  for (int e = 0; e < 14; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 0u);
   rig.policy.classify = by_samples;
-  for (int e = 0; e < 12; ++e) rig.step(100, 1);
+  for (int e = 0; e < 14; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 2048u);
   rig.policy.classify = inverted;
-  for (int e = 0; e < 12; ++e) rig.step(100, 1);
+  for (int e = 0; e < 14; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 0u);
   EXPECT_EQ(rig.fast(kB), 2048u);
 }
 
-// A pair says whether it would take a move of the last ten epochs back; a policy that
+// A pair says whether it would take a move of the last twelve epochs back; a policy that
 // waits is asked again each epoch, for nothing else is wrong with the range.
 TEST(EngineEpoch, APairSaysThatItGoesBack) {
   Two rig;
@@ -114,9 +114,9 @@ TEST(EngineEpoch, APairSaysThatItGoesBack) {
   EXPECT_EQ(back, 0u);
   rig.policy.classify = inverted;
   int e = 4;
-  for (; e <= 10; ++e) EXPECT_EQ(rig.step(100, 1).decision, Decision::kAllRefused) << e;
+  for (; e <= 12; ++e) EXPECT_EQ(rig.step(100, 1).decision, Decision::kAllRefused) << e;
   EXPECT_GT(back, 4u);
-  for (; e <= 14; ++e) rig.step(100, 1);
+  for (; e <= 16; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 0u);
   EXPECT_EQ(rig.fast(kB), 2048u);
 }
@@ -252,7 +252,7 @@ TEST(EngineEpoch, WhatIsRefusedIsOfferedAndWalkedLessOften) {
   EXPECT_LE(offers, 10);
   EXPECT_LE(rig.machine.walked_pages, 11u * 4096);
   rig.policy.admit = nullptr;
-  for (int e = 0; e < 12; ++e) rig.step(100, 1);
+  for (int e = 0; e < 14; ++e) rig.step(100, 1);
   EXPECT_EQ(rig.fast(kA), 2048u);
 }
 
