@@ -216,7 +216,7 @@ class AccessedBits : public Source {
   std::uint64_t period(const SourceSettings&) const override { return 1; }
 
   std::string describe(const SourceSettings&) const override {
-    return "accessed bits of the page tables, cleared and tested in pairs, without a TLB flush";
+    return "accessed bits of the page tables, cleared and tested in pairs, with one TLB flush of the process each time";
   }
 
   Result<std::vector<std::vector<SourceEvent>>> events(const SourceSettings&) const override {
