@@ -7,7 +7,8 @@
 #include <charconv>
 #include <fstream>
 #include <map>
-#include <sstream>
+
+#include "words.hpp"
 
 namespace hypertier {
 namespace {
@@ -131,13 +132,16 @@ Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& 
       std::ifstream in(file);
       if (!in) return fail_errno("cannot read " + file.string(), errno, "is the node still online?");
       // "Node 0 MemTotal:         262144 kB"
-      std::string line, word, key;
       int found = 0;
-      while (std::getline(in, line)) {
-        std::uint64_t kib = 0;
-        if (!(std::istringstream(line) >> word >> word >> key >> kib)) continue;
-        if (key == "MemTotal:") use[tier].capacity_bytes += kib << 10, ++found;
-        if (key == "MemFree:") use[tier].free_bytes += kib << 10, ++found;
+      for (std::string line; std::getline(in, line);) {
+        Words words(line);
+        words.next();
+        words.next();
+        const std::string_view key = words.next();
+        const auto kib = words.number();
+        if (!kib) continue;
+        if (key == "MemTotal:") use[tier].capacity_bytes += *kib << 10, ++found;
+        if (key == "MemFree:") use[tier].free_bytes += *kib << 10, ++found;
       }
       if (found != 2) return fail("cannot understand " + file.string() + ": no MemTotal or MemFree");
     }
@@ -160,27 +164,23 @@ FastZones zones_of_fast(const Tiers& tiers, const Roots& roots) {
   // "  protection: (0, 235, 235)", what a zone keeps for those who cannot use higher ones,
   // and for each CPU "  count: 63".
   for (std::string line; std::getline(in, line);) {
-    std::istringstream words(line);
-    std::string word;
-    words >> word;
+    Words words(line);
+    const std::string_view word = words.next();
     if (word == "Node") {
-      words >> node;
+      node = static_cast<int>(words.number().value_or(0));
       low = managed = 0;
     } else if (word == "low") {
-      words >> low;
+      low = words.number().value_or(0);
     } else if (word == "managed") {
-      words >> managed;
+      managed = words.number().value_or(0);
     } else if (!managed || !contains(tiers.nodes[HT_TIER_FAST], node)) {
       continue;
     } else if (word == "protection:") {
-      std::uint64_t most = 0, kept = 0;
-      char between = 0;
-      while (words >> between >> kept) most = std::max(most, kept);
+      std::uint64_t most = 0;
+      while (const auto kept = words.number()) most = std::max(most, *kept);
       zones.watermark_pages += low + most;
     } else if (word == "count:") {
-      std::uint64_t count = 0;
-      words >> count;
-      zones.listed_pages += count;
+      zones.listed_pages += words.number().value_or(0);
     }
   }
   return zones;

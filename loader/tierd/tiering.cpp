@@ -9,12 +9,12 @@
 #include <cerrno>
 #include <fstream>
 #include <set>
-#include <sstream>
 #include <utility>
 
 #include "engine/roster.hpp"
 #include "engine/scope.hpp"
 #include "tierd/protocol.hpp"
+#include "words.hpp"
 
 namespace hypertier {
 namespace {
@@ -37,11 +37,11 @@ Result<std::array<TierPages, HT_TIERS>> tier_pages(const Tiers& tiers, const Roo
       if (!file) return fail_errno("cannot open " + path.string(), errno);
       // "Node 0 MemTotal:  123 kB"
       for (std::string line; std::getline(file, line);) {
-        std::istringstream words(line);
-        std::string skip, key;
-        std::uint64_t kib = 0;
-        words >> skip >> skip >> key >> kib;
-        const std::uint64_t count = kib / (HT_PAGE_SIZE / 1024);
+        Words words(line);
+        words.next();
+        words.next();
+        const std::string_view key = words.next();
+        const std::uint64_t count = words.number().value_or(0) / (HT_PAGE_SIZE / 1024);
         if (key == "MemTotal:") pages[tier].total += count;
         else if (key == "MemFree:") pages[tier].free += count;
         else if (key == "AnonPages:" || key == "FilePages:") pages[tier].used += count;
