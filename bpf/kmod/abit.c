@@ -41,23 +41,22 @@ struct pages {
 	u64 bits[HT_GRANULE_PAGES / 64];
 };
 
+/* One process in one step, under its mmap lock. */
+struct visit {
+	struct mm_struct *mm;
+	u64 visits;
+	u64 cleared;
+};
+
 /* One granule in one step. */
 struct reader {
+	struct visit *visit;
 	bool test;
 	struct pages took;	/* test: what clearing found set */
 	/* found now */
 	struct pages present;
 	struct pages set;
 	bool huge;
-	u64 visits;
-	u64 cleared;
-};
-
-/* One process in one step, under its mmap lock. */
-struct visit {
-	struct mm_struct *mm;
-	u64 visits;
-	u64 cleared;
 };
 
 static void mark(struct pages *pages, u32 page)
@@ -76,7 +75,7 @@ static bool read_bit(struct reader *reader, unsigned long *entry, u32 page)
 	if (!reader->test) {
 		bool young = test_and_clear_bit(_PAGE_BIT_ACCESSED, entry);
 
-		reader->cleared += young;
+		reader->visit->cleared += young;
 		return young;
 	}
 	if (test_bit(_PAGE_BIT_ACCESSED, entry))
@@ -99,7 +98,7 @@ static void read_ptes(struct reader *reader, pmd_t *pmdp, unsigned long address,
 
 		if (!pte_present(pte) || pte_special(pte) || pte_devmap(pte))
 			continue;
-		reader->visits++;
+		reader->visit->visits++;
 		mark(&reader->present, page);
 		if (read_bit(reader, (unsigned long *)&ptep->pte, page))
 			mark(&reader->set, page);
@@ -118,7 +117,7 @@ static void read_huge(struct reader *reader, struct mm_struct *mm, pmd_t *pmdp,
 	if (pmd_present(*pmdp) && pmd_trans_huge(*pmdp) && !pmd_devmap(*pmdp)) {
 		bool young = read_bit(reader, (unsigned long *)&pmdp->pmd, page);
 
-		reader->visits++;
+		reader->visit->visits++;
 		reader->huge = true;
 		for (; address < end; address += PAGE_SIZE, page++) {
 			mark(&reader->present, page);
@@ -156,7 +155,7 @@ static void read_granule(struct reader *reader, struct mm_struct *mm, unsigned l
 
 static void serve(struct ht_check *check, u32 phase, struct visit *visit)
 {
-	struct reader reader = { .test = phase == HT_CHECK_TEST };
+	struct reader reader = { .visit = visit, .test = phase == HT_CHECK_TEST };
 	struct ht_bits *bits = &check->bits;
 	u64 granule = READ_ONCE(bits->granule), now = ktime_get_ns();
 	bool same = READ_ONCE(bits->huge);
@@ -169,8 +168,6 @@ static void serve(struct ht_check *check, u32 phase, struct visit *visit)
 	if (reader.test)
 		memcpy(&reader.took, bits->set, sizeof(reader.took));
 	read_granule(&reader, visit->mm, granule << HT_GRANULE_SHIFT);
-	visit->visits += reader.visits;
-	visit->cleared += reader.cleared;
 	check->error = 0;
 	if (!reader.test) {
 		check->cleared_ns = now;

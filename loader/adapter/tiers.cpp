@@ -7,8 +7,7 @@
 #include <charconv>
 #include <fstream>
 #include <map>
-
-#include "words.hpp"
+#include <optional>
 
 namespace hypertier {
 namespace {
@@ -63,6 +62,38 @@ std::map<int, std::vector<int>> kernel_tiers(const Roots& roots, const std::vect
     if (!nodes->empty()) tiers[number] = *nodes;
   }
   return tiers;
+}
+
+// Reads a line of /proc or /sys word by word. A stream for each line would cost more
+// than all the rest of an idle epoch.
+class Words {
+ public:
+  explicit Words(std::string_view line) : rest_(line) {}
+
+  // Empty: no more.
+  std::string_view next() {
+    rest_.remove_prefix(std::min(rest_.find_first_not_of(" \t"), rest_.size()));
+    const std::string_view word = rest_.substr(0, rest_.find_first_of(" \t"));
+    rest_.remove_prefix(word.size());
+    return word;
+  }
+
+  // The next decimal number, whatever stands before it.
+  std::optional<std::uint64_t> number() {
+    rest_.remove_prefix(std::min(rest_.find_first_of("0123456789"), rest_.size()));
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(rest_.data(), rest_.data() + rest_.size(), value);
+    if (error != std::errc{}) return {};
+    rest_.remove_prefix(static_cast<std::size_t>(end - rest_.data()));
+    return value;
+  }
+
+ private:
+  std::string_view rest_;
+};
+
+fs::path node_memory(int node, const Roots& roots) {
+  return roots.sys / "devices/system/node" / ("node" + std::to_string(node)) / "meminfo";
 }
 
 }  // namespace
@@ -124,26 +155,32 @@ Result<Tiers> discover_tiers(const TierOverrides& overrides, const Roots& roots)
   return tiers;
 }
 
+Result<> read_node_memory(int node, const Roots& roots, const std::function<void(std::string_view, std::uint64_t)>& line_of) {
+  const fs::path file = node_memory(node, roots);
+  std::ifstream in(file);
+  if (!in) return fail_errno("cannot read " + file.string(), errno, "is the node still online?");
+  // "Node 0 MemTotal:         262144 kB"
+  for (std::string line; std::getline(in, line);) {
+    Words words(line);
+    words.next();
+    words.next();
+    const std::string_view key = words.next();
+    if (const auto kib = words.number()) line_of(key, *kib);
+  }
+  return {};
+}
+
 Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& roots) {
   std::array<TierUse, HT_TIERS> use{};
   for (int tier = 0; tier < HT_TIERS; ++tier) {
     for (int node : tiers.nodes[tier]) {
-      fs::path file = roots.sys / "devices/system/node" / ("node" + std::to_string(node)) / "meminfo";
-      std::ifstream in(file);
-      if (!in) return fail_errno("cannot read " + file.string(), errno, "is the node still online?");
-      // "Node 0 MemTotal:         262144 kB"
       int found = 0;
-      for (std::string line; std::getline(in, line);) {
-        Words words(line);
-        words.next();
-        words.next();
-        const std::string_view key = words.next();
-        const auto kib = words.number();
-        if (!kib) continue;
-        if (key == "MemTotal:") use[tier].capacity_bytes += *kib << 10, ++found;
-        if (key == "MemFree:") use[tier].free_bytes += *kib << 10, ++found;
-      }
-      if (found != 2) return fail("cannot understand " + file.string() + ": no MemTotal or MemFree");
+      auto read = read_node_memory(node, roots, [&](std::string_view key, std::uint64_t kib) {
+        if (key == "MemTotal:") use[tier].capacity_bytes += kib << 10, ++found;
+        if (key == "MemFree:") use[tier].free_bytes += kib << 10, ++found;
+      });
+      if (!read) return std::unexpected(read.error());
+      if (found != 2) return fail("cannot understand " + node_memory(node, roots).string() + ": no MemTotal or MemFree");
     }
   }
   return use;

@@ -6,7 +6,9 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "result.hpp"
@@ -36,6 +38,9 @@ struct TierUse {
   std::uint64_t capacity_bytes = 0;
   std::uint64_t free_bytes = 0;
 };
+
+// The lines of a node's meminfo, by key ("MemTotal:"), in KiB; those without a number are left out.
+Result<> read_node_memory(int node, const Roots& roots, const std::function<void(std::string_view key, std::uint64_t kib)>& line_of);
 
 Result<std::array<TierUse, HT_TIERS>> tier_use(const Tiers& tiers, const Roots& roots = {});
 

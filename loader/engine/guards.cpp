@@ -54,15 +54,15 @@ bool MoveHistory::reverses(__u64 space, __u64 address, ht_tier to, __u64 epoch, 
 void MoveHistory::moved(__u64 space, __u64 address, ht_tier to, __u64 epoch) {
   expect(0);
   const auto [bucket, name] = place(space, address);
-  Entry* oldest = nullptr;
+  Entry* into = nullptr;  // its own, a free one, or the oldest
   for (Entry& entry : table_[bucket]) {
     if (!entry.used || entry.name == name) {
-      oldest = &entry;
+      into = &entry;
       break;
     }
-    if (!oldest || entry.age(epoch) > oldest->age(epoch)) oldest = &entry;
+    if (!into || entry.age(epoch) > into->age(epoch)) into = &entry;
   }
-  *oldest = {name, static_cast<__u64>(to), 1, epoch};
+  *into = {name, static_cast<__u64>(to), 1, epoch};
 }
 
 bool Conduct::begin(__u64 generation) {

@@ -7,14 +7,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
 #include <set>
 #include <utility>
 
 #include "engine/roster.hpp"
 #include "engine/scope.hpp"
 #include "tierd/protocol.hpp"
-#include "words.hpp"
 
 namespace hypertier {
 namespace {
@@ -32,20 +30,13 @@ Result<std::array<TierPages, HT_TIERS>> tier_pages(const Tiers& tiers, const Roo
   std::array<TierPages, HT_TIERS> pages{};
   for (std::size_t tier = 0; tier < HT_TIERS; ++tier) {
     for (const int node : tiers.nodes[tier]) {
-      const auto path = roots.sys / "devices/system/node" / ("node" + std::to_string(node)) / "meminfo";
-      std::ifstream file(path);
-      if (!file) return fail_errno("cannot open " + path.string(), errno);
-      // "Node 0 MemTotal:  123 kB"
-      for (std::string line; std::getline(file, line);) {
-        Words words(line);
-        words.next();
-        words.next();
-        const std::string_view key = words.next();
-        const std::uint64_t count = words.number().value_or(0) / (HT_PAGE_SIZE / 1024);
+      auto read = read_node_memory(node, roots, [&](std::string_view key, std::uint64_t kib) {
+        const std::uint64_t count = kib / (HT_PAGE_SIZE / 1024);
         if (key == "MemTotal:") pages[tier].total += count;
         else if (key == "MemFree:") pages[tier].free += count;
         else if (key == "AnonPages:" || key == "FilePages:") pages[tier].used += count;
-      }
+      });
+      if (!read) return std::unexpected(read.error());
     }
   }
   return pages;

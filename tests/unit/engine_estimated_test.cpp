@@ -661,66 +661,61 @@ TEST(Heattree, TheMarginGrowsWithWhatIsTakenBack) {
   EXPECT_GT(trial.margin_percent, settings.margin_percent + 60);
 }
 
-TEST(Heattree, TheMarginKeepsEqualsApart) {
+// A pair as it is offered to heattree while moves pay.
+struct Offer {
+  explicit Offer(__u32 margin_percent) {
+    trial.open = 1;
+    trial.margin_percent = margin_percent;
+    cold.rate = 1000;
+  }
+  bool admitted() { return heattree_admit(&hot, &cold, &scope, &trial, &settings) != 0; }
+
   heattree_settings settings = HEATTREE_DEFAULTS;
   heattree_trial trial{};
-  trial.open = 1;
-  trial.margin_percent = 200;
   tier_scope scope{};
   tier_range hot{};
   tier_range cold{};
-  cold.rate = 1000;
-  hot.rate = 2000;
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
-  EXPECT_EQ(hot.action, TIER_KEEP);
-  hot.rate = 2001;
-  EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
-  trial.open = 0;
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
-  EXPECT_EQ(hot.action, TIER_TRY);
+};
+
+TEST(Heattree, TheMarginKeepsEqualsApart) {
+  Offer offer(200);
+  offer.hot.rate = 2000;
+  EXPECT_FALSE(offer.admitted());
+  EXPECT_EQ(offer.hot.action, TIER_KEEP);
+  offer.hot.rate = 2001;
+  EXPECT_TRUE(offer.admitted());
+  offer.trial.open = 0;
+  EXPECT_FALSE(offer.admitted());
+  EXPECT_EQ(offer.hot.action, TIER_TRY);
 }
 
 TEST(Heattree, WhatMovedLatelyStaysUnlessTheOtherIsFarHotter) {
-  heattree_settings settings = HEATTREE_DEFAULTS;
-  heattree_trial trial{};
-  trial.open = 1;
-  trial.margin_percent = 150;
-  tier_scope scope{};
-  tier_range hot{};
-  tier_range cold{};
-  cold.rate = 1000;
-  hot.flags = TIER_RANGE_BACK;
-  hot.rate = 10 * settings.back_percent;
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
-  hot.rate += 1;
-  EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
-  trial.margin_percent = settings.back_percent + 30;  // the wider one holds
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  Offer offer(150);
+  offer.hot.flags = TIER_RANGE_BACK;
+  offer.hot.rate = 10 * offer.settings.back_percent;
+  EXPECT_FALSE(offer.admitted());
+  offer.hot.rate += 1;
+  EXPECT_TRUE(offer.admitted());
+  offer.trial.margin_percent = offer.settings.back_percent + 30;  // the wider one holds
+  EXPECT_FALSE(offer.admitted());
 }
 
 // 50 misses in 40 epochs of 64 misses a sample: 0.0195 samples an epoch.
 TEST(Heattree, ASwapMustPromiseWhatItCosts) {
-  heattree_settings settings = HEATTREE_DEFAULTS;
-  heattree_trial trial{};
-  trial.open = 1;
-  trial.margin_percent = 100;
-  tier_scope scope{};
-  scope.period = 64;
-  tier_range hot{};
-  tier_range cold{};
-  cold.rate = 1000;
-  hot.rate = cold.rate + (50U << 24) / (64 * settings.pay_epochs) - 1;
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
-  EXPECT_EQ(hot.action, TIER_KEEP);
-  hot.rate += 2;
-  EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  Offer offer(100);
+  offer.scope.period = 64;
+  offer.hot.rate = offer.cold.rate + (50U << 24) / (64 * offer.settings.pay_epochs) - 1;
+  EXPECT_FALSE(offer.admitted());
+  EXPECT_EQ(offer.hot.action, TIER_KEEP);
+  offer.hot.rate += 2;
+  EXPECT_TRUE(offer.admitted());
   // Room for what comes needs no trial, but the same promise.
-  trial.open = 0;
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
-  hot.flags |= TIER_RANGE_COMING;
-  EXPECT_TRUE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
-  hot.rate -= 2;
-  EXPECT_FALSE(heattree_admit(&hot, &cold, &scope, &trial, &settings));
+  offer.trial.open = 0;
+  EXPECT_FALSE(offer.admitted());
+  offer.hot.flags |= TIER_RANGE_COMING;
+  EXPECT_TRUE(offer.admitted());
+  offer.hot.rate -= 2;
+  EXPECT_FALSE(offer.admitted());
 }
 
 }  // namespace

@@ -354,8 +354,9 @@ std::map<std::string, FlushCounter::Count> FlushCounter::all() {
       if (std::sscanf(line.c_str(), "{ common_pid: %63s [ %*d] } hitcount: %llu", name, &hits) == 2) all[name].*counter += hits;
     }
   };
-  for (const char* function : kFlushFunctions) add(flush_event(function) + "hist", &Count::calls);
+  add(flush_event(kFlushRange) + "hist", &Count::calls);
   add(flush_event(kFlushBatch) + "hist", &Count::batches);
+  for (auto& [name, count] : all) count.calls += count.batches;
   add(std::string(kFlushTrace) + "hist", &Count::flushes);
   return all;
 }
